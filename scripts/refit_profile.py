@@ -27,7 +27,7 @@ def main(path: Path) -> None:
         draft.write_text(profiles.dump(changed), encoding="utf-8")
     for table in tables:
         error = "not checked" if table.validation is None else f"{table.validation.median_error:.1%}"
-        print(f"{table.runtime} {table.precision}, {table.threads} threads: left-out median error {error}")
+        print(f"{table.title}: left-out median error {error}")
 
 
 if __name__ == "__main__":

@@ -94,10 +94,7 @@ def build(
         built = pipeline.build_profile(device, out, listener, quick=quick, threads=counts)
     for table in built.tables:
         error = table.validation.median_error if table.validation else None
-        print(
-            f"{table.runtime} {table.precision}, {table.threads} thread{'s' * (table.threads > 1)}: "
-            f"{len(table.kinds)} rows, left-out median error {figure(error, '.1%')}"
-        )
+        print(f"{table.title}: {len(table.kinds)} rows, left-out median error {figure(error, '.1%')}")
     print(f"profile: {out}")
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import math
 import random
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
 from mobilekit.cost import fit
 from mobilekit.cost.block_keys import operators
 from mobilekit.cost.features import PICTURE, basis, features
+from mobilekit.cost.tabular import opened
 from mobilekit.errors import BadInputError
 from mobilekit.stats import median
 from mobilekit.types import CostTable, OperatorShape, Provenance
@@ -184,22 +183,13 @@ def _most(feature: str, own: Mapping[str, float]) -> float:
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Every row with its number in the file; the line with the names is row 1."""
-    try:
-        with _opened(path) as file:
-            reader = csv.DictReader(file, restkey="", restval="", strict=True)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise BadInputError(f"{path} is no table of blocks: it has no column {', '.join(missing)}")
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise BadInputError(f"{path} cannot be read as a table of blocks: {error}") from error
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+    with opened(path, "table of blocks") as file:
+        reader = csv.DictReader(file, restkey="", restval="", strict=True)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise BadInputError(f"{path} is no table of blocks: it has no column {', '.join(missing)}")
+        for row in reader:
+            yield reader.line_num, row
 
 
 def _block(path: Path, number: int, row: Mapping[str, str]) -> Block:

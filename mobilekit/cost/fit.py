@@ -68,16 +68,13 @@ class Design(NamedTuple):
     def of(
         cls,
         observations: Sequence[Observation],
-        overhead: bool = True,
         chosen: Callable[[str], Collection[str]] = basis,
     ) -> Design:
         """One row an observation; terms in order of their first appearance. `chosen` names each row's features."""
-        index: dict[Term, int] = {OVERHEAD: 0} if overhead else {}
+        index: dict[Term, int] = {OVERHEAD: 0}
         rows: list[dict[int, float]] = []
         for observation in observations:
-            row: dict[int, float] = defaultdict(float)
-            if overhead:
-                row[0] = observation.runs
+            row: dict[int, float] = defaultdict(float, {0: observation.runs})
             for part in observation.parts:
                 kept = chosen(part.row)
                 for feature, amount in amounts(part, observation.precision):
@@ -144,9 +141,7 @@ def solve(design: Design, prior: np.ndarray | None = None, strength: float = RID
     return np.asarray(solution / scale, dtype=np.float64)
 
 
-def left_out(
-    design: Design, groups: Sequence[object], prior: np.ndarray | None = None, strength: float = RIDGE
-) -> np.ndarray:
+def left_out(design: Design, groups: Sequence[object]) -> np.ndarray:
     """Predicted over measured time of every observation by a fit to the other groups; shape (observations)."""
     labels = np.array([str(g) for g in groups])
     ratios = np.ones(len(design.times))
@@ -154,7 +149,7 @@ def left_out(
         out = labels == label
         if out.all():
             continue
-        coefficients = solve(design.only(~out), prior, strength)
+        coefficients = solve(design.only(~out))
         ratios[out] = (design.amounts[out] @ coefficients + design.known[out]) / design.times[out]
     return np.maximum(ratios, 1e-3)
 

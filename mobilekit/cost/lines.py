@@ -131,8 +131,7 @@ def from_memory(found: list[Line]) -> list[Line]:
     for precision, own in held.items():
         excess = own * np.maximum(1 - L2_BYTES / np.maximum(total, 1.0), 0.0) / BYTES[precision]
         if np.any(excess):
-            part = Part("cold", OperatorShape(kind="cold", in_channels=1, out_channels=1), Channels(excess, excess))
-            cold.append(Line("weights from memory", "cold", "", precision, (part,)))
+            cold.append(Line("weights from memory", "cold", "", precision, _passing("cold", excess)))
     return cold
 
 
@@ -152,6 +151,17 @@ def _readers(network: Network) -> dict[str, int]:
 
 def _conversion(tensor: str, held: Held) -> Line:
     kind = "dequantize" if held.precision == "int8" else "quantize"
-    elements = held.elements
-    shape = OperatorShape(kind=kind, in_channels=1, out_channels=1)
-    return Line(f"{kind} {tensor}", kind, "", "int8", tuple(parts(shape, Channels(elements, elements))))
+    return Line(f"{kind} {tensor}", kind, "", "int8", _passing(kind, held.elements))
+
+
+def _passing(kind: str, elements: Amount) -> tuple[Part, ...]:
+    """What passes over so many elements, of a network's own or of an array of assignments."""
+    return _plain_passing(kind, elements) if isinstance(elements, float) else _new_passing(kind, elements)
+
+
+def _new_passing(kind: str, elements: Amount) -> tuple[Part, ...]:
+    return tuple(parts(OperatorShape(kind=kind, in_channels=1, out_channels=1), Channels(elements, elements)))
+
+
+_plain_passing = lru_cache(maxsize=20_000)(_new_passing)
+"""As `_plain_parts`: the same tuple each time."""

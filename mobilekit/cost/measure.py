@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mobilekit.cost.work import QUANTISED
+from mobilekit.cost.work import quantised
 from mobilekit.errors import MobilekitError, UnsupportedError
 from mobilekit.interfaces import Device, Runtime
 from mobilekit.stats import median
@@ -122,10 +122,11 @@ def in_precision(network: Network, precision: Precision, runtime: Runtime | None
     """
     if precision != "int8" or network.precisions:
         return network
-    int8 = [o for o in network.operators if o.kind in QUANTISED]
+    int8 = quantised(network)
     if runtime is not None:
-        int8 = [o for o in int8 if runtime.supports(network.shape(o), "int8") is None]
-    return network.with_precisions({o.name: "int8" for o in int8})
+        asked = [o for o in network.operators if o.name in int8]
+        int8 = {o.name: "int8" for o in asked if runtime.supports(network.shape(o), "int8") is None}
+    return network.with_precisions(int8)
 
 
 def usual_speed_ms(samples: Sequence[Sample]) -> float | None:

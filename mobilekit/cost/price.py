@@ -19,7 +19,6 @@ from mobilekit.types import (
     CostTable,
     DeviceProfile,
     Estimate,
-    KindModel,
     Network,
     Operator,
     OperatorPrice,
@@ -43,9 +42,6 @@ class Cost(NamedTuple):
     low: float
     high: float
     extrapolated: bool
-
-
-FREE_OF_CHARGE = Cost(0.0, 0.0, 0.0, extrapolated=False)
 
 
 def latency_ms(network: Network, profile: DeviceProfile, runtime: str) -> float:
@@ -75,7 +71,7 @@ def latencies_ms(
     prices = _prices(_Same(profile), runtime)
     total = np.full(next(iter(arrays.values())).shape, _overhead(prices.tables(network)))
     for line in prices.lines(network, arrays):
-        total += sum(part_us(*prices.row(part, line.precision)[:2], part, line.precision) for part in line.parts)
+        total += line_us(line, prices.table(line.precision))
     return np.asarray(total / 1000)
 
 
@@ -135,12 +131,9 @@ def corrected(profile: DeviceProfile, runtime: str, precision: Precision, factor
     return profile.model_copy(update={"tables": tables})
 
 
-def shape_costs_us(line: Line, table: CostTable) -> np.ndarray:
-    """Price in microseconds of an operator whose channels are arrays, in one table; of the arrays' shape."""
-    total = np.zeros(np.shape(line.parts[0].channels.outputs))
-    for part in line.parts:
-        total = total + part_us(row_of(part, table)[0], table.correction, part, line.precision)
-    return total
+def line_us(line: Line, table: CostTable) -> Amount:
+    """Price of a line in one table, microseconds; an array where its channels are arrays, 0 where it is free."""
+    return sum([part_us(row_of(part, table)[0], table.correction, part, line.precision) for part in line.parts], 0.0)
 
 
 # ---------------------------------------------------------------- operators
@@ -192,12 +185,6 @@ class _Prices:
             return network
         return network.with_precisions({name: p for name, p in network.precisions.items() if name not in stay})
 
-    def row(self, part: Part, precision: Precision) -> tuple[KindModel | None, float, bool]:
-        """The row that prices the part, the table's correction, and whether it was sampled for this."""
-        table = self.table(precision)
-        model, exact = row_of(part, table)
-        return model, table.correction, exact
-
     def cost(self, line: Line) -> Cost:
         """Price of an operator together with the activation fused into it.
 
@@ -217,10 +204,11 @@ class _Prices:
         us = low = high = 0.0
         extrapolated = False
         for part in line.parts:
-            model, correction, exact = self.row(part, line.precision)
+            table = self.table(line.precision)
+            model, exact = row_of(part, table)
             if model is None:
                 continue
-            own = float(part_us(model, correction, part, line.precision))
+            own = float(part_us(model, table.correction, part, line.precision))
             beyond = not exact or reaches_beyond(model, part, line.precision)
             us, extrapolated = us + own, extrapolated or beyond
             low += own * (min(model.low, 1 / UNKNOWN) if beyond else model.low)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mobilekit.types import OperatorShape, Precision
+from mobilekit.types import Network, OperatorShape, Precision
 
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 """Bytes of one activation or weight."""
@@ -23,6 +23,13 @@ QUANTISED = frozenset(
     }
 )  # fmt: skip
 """Operator kinds that run in int8; batch norms and activations that fuse with nothing stay in fp32."""
+
+
+def quantised(network: Network) -> dict[str, Precision]:
+    """The operators of the network that have an int8 form, each in int8."""
+    return {operator.name: "int8" for operator in network.operators if operator.kind in QUANTISED}
+
+
 Amount = Any
 """A float, or an array of floats with one entry for each assignment of channel counts."""
 

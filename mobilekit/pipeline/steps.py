@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilekit.cost.lines import Line
-from mobilekit.cost.price import shape_costs_us
+from mobilekit.cost.price import line_us
 from mobilekit.cost.work import Channels, parts
 from mobilekit.errors import BadInputError
 from mobilekit.files import appearing
@@ -43,8 +43,7 @@ def draw_steps(profile: DeviceProfile, path: Path) -> None:
         inputs = WIDTHS if shape.groups > 1 else np.full_like(WIDTHS, shape.in_channels)
         for table in profile.tables:
             line = Line("", "conv", "", table.precision, tuple(parts(shape, Channels(inputs, WIDTHS))))
-            label = f"{table.runtime} {table.precision}, {table.threads} thread{'s' * (table.threads > 1)}"
-            axes.step(WIDTHS, shape_costs_us(line, table), where="mid", label=label, linewidth=1.2)
+            axes.step(WIDTHS, line_us(line, table), where="mid", label=table.title, linewidth=1.2)
         axes.set_title(f"{title}, {SIZE}x{SIZE}", fontsize=9)
         axes.set_xlabel("output channels")
         axes.set_xticks(range(0, 129, 16))

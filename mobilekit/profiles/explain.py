@@ -36,8 +36,7 @@ def _lines(profile: DeviceProfile) -> Iterator[str]:
 
 def _table(table: CostTable) -> Iterator[str]:
     where = f", {table.cores} cores" if table.cores else ""
-    threads = f"{table.threads} thread{'s' * (table.threads > 1)}"
-    yield f"{table.runtime} {table.precision}, {threads}{where} ({table.basis}):"
+    yield f"{table.title}{where} ({table.basis}):"
     if table.weak:
         yield f"  low confidence: {table.weak}"
     yield f"  {len(table.kinds)} kinds of operators, {table.overhead_us:.1f} us a run beside them"

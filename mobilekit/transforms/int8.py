@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mobilekit.cost.work import QUANTISED
+from mobilekit.cost.work import quantised
 from mobilekit.errors import UnsupportedError
 from mobilekit.types import Candidate, Network, Option, Precision, QuantSpec, RuntimeEntry
 
@@ -17,7 +17,7 @@ class Int8:
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """The whole network in int8, where the runtime has int8 on this device."""
-        if "int8" not in entry.precisions or not _operators(network):
+        if "int8" not in entry.precisions or not quantised(network):
             return []
         return [Option(transform=self.name, where="network", settings={"calibration": "min-max"})]
 
@@ -25,7 +25,7 @@ class Int8:
         """Why int8 is not offered."""
         if "int8" not in entry.precisions:
             return {"network": f"{entry.name} on this device has no int8"}
-        if not _operators(network):
+        if not quantised(network):
             return {"network": "no operator of the network has an int8 form"}
         return {}
 
@@ -52,11 +52,7 @@ def _checked_operators(network: Network, option: Option) -> dict[str, Precision]
     calibration = option.settings.get("calibration", "min-max")
     if calibration != "min-max":
         raise UnsupportedError(f"int8 cannot calibrate by '{calibration}': only by min-max")
-    operators = _operators(network)
+    operators = quantised(network)
     if not operators:
         raise UnsupportedError("no operator of the network has an int8 form")
     return operators
-
-
-def _operators(network: Network) -> dict[str, Precision]:
-    return {operator.name: "int8" for operator in network.operators if operator.kind in QUANTISED}

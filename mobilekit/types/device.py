@@ -82,6 +82,11 @@ class CostTable(Value):
     """The 512x512x512 float32 matrix product at the speed of the device that these prices are for."""
 
     @property
+    def title(self) -> str:
+        """Runtime, precision and threads in words."""
+        return f"{self.runtime} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
     def weak(self) -> str | None:
         """Why these prices deserve low confidence, or None."""
         if self.validation is None:
