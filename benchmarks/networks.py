@@ -278,6 +278,8 @@ def build(name: str, settle: bool = True) -> nn.Module:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             elif isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = None  # the mean of all batches
+                nn.init.uniform_(layer.weight, 0.8, 1.2)  # exporters drop a factor of one, which no training leaves
+                nn.init.normal_(layer.bias, std=0.1)
         if settle:
             module.train()
             with torch.no_grad():

@@ -28,8 +28,10 @@ class Row(NamedTuple):
     """At the reference speed of the profile."""
     cpu_ms: float
     """As measured, at whatever speed the machine had."""
+    passes: int
+    """Those in which the machine was undisturbed; 0: what was measured is brought to that speed, and less sure."""
     repeat: float | None
-    """The second pass over the first."""
+    """The last undisturbed pass over the first."""
 
     @property
     def error(self) -> float:
@@ -89,10 +91,10 @@ def markdown(result: dict[str, Any], rows: Sequence[Row]) -> str:
         f"Made by `{result['command']}` on {result['date']}; measured on {', '.join(result['measured'])}; "
         f"{result['cpu']}, one thread; profile `{result['profile']}`; {versions}.",
         "",
-        "Predicted and measured are milliseconds. Measured is the median CPU time of the rounds in which the machine "
-        "ran at the profile's speed (as the reference matrix product around each run shows); where fewer than four "
-        "were, of all rounds, brought to it by the product's time. Repeat is the second pass over the first, minus "
-        "one: smaller errors cannot be told from noise.",
+        "Predicted and measured are milliseconds. Measured is the mean over passes of the median CPU time of the "
+        "rounds in which the machine was undisturbed, as the reference matrix product around each run shows; a star "
+        "marks what was undisturbed in no pass: its rounds are brought to that speed by the product's time. Repeat is "
+        "the last undisturbed pass over the first, minus one: smaller errors cannot be told from noise.",
         "",
         "| part | cases | median error | mean error | within 5 % | within 10 % | in the interval | median repeat |",
         "|---|---|---|---|---|---|---|---|",
@@ -115,7 +117,8 @@ def _summary_line(name: str, summary: Summary) -> str:
 
 def _line(row: Row) -> str:
     cells = [row.network, row.runtime, row.precision, f"{row.macs / 1e6:.0f}", f"{row.predicted_ms:.3f}"]
-    cells += [f"{row.low_ms:.3f} to {row.high_ms:.3f}{'' if row.covered else ' (missed)'}", f"{row.measured_ms:.3f}"]
+    cells += [f"{row.low_ms:.3f} to {row.high_ms:.3f}{'' if row.covered else ' (missed)'}"]
+    cells.append(f"{row.measured_ms:.3f}{'' if row.passes else '*'}")
     repeat = "-" if row.repeat is None else f"{row.repeat - 1:+.1%}"
     return _cells([*cells, f"{row.error:+.1%}", repeat, str(row.extrapolated or "-")])
 

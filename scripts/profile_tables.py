@@ -225,6 +225,7 @@ def relabelled(table: CostTable, runtime: str, precision: Precision) -> CostTabl
                     feature: price * (ratio if feature.endswith("_bytes") else 1.0)
                     for feature, price in model.coefficients.items()
                 },
+                "min_bytes": model.min_bytes / ratio,
                 "max_bytes": model.max_bytes / ratio,
             }
         )

@@ -102,7 +102,7 @@ def kernels(network: Network, clock: Clock, fused: Collection[str] = FUSED) -> l
             if tensor in by_name:
                 shape = network.shape(by_name[tensor])
                 count = shape.out_channels * shape.out_size[0] * shape.out_size[1]
-            made.append(Kernel(f"of {tensor}", "convert", 4 + 5e-4 * count))
+            made.append(Kernel(f"of {tensor}", "QuantizeLinear", 4 + 5e-4 * count))
 
     for operator in network.operators:
         precision, shape = network.precision(operator), network.shape(operator)
@@ -254,7 +254,7 @@ def whole() -> tuple[Built, Machine, list[float]]:
     machine, fractions = Machine(), list[float]()
     with pytest.MonkeyPatch.context() as patch:
         still(patch)
-        patch.setattr(machine, "each", 0.065)
+        patch.setattr(machine, "each", 0.035)
         runtimes = [Paper("onnx"), Paper("tflite")]
         built = build(machine, runtimes, profiles.load("host"), 60, lambda _s, f: fractions.append(f))
     return built, machine, fractions

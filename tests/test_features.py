@@ -148,8 +148,20 @@ def test_moved_bytes_by_hand() -> None:
         found = features(shape_of(kind), "int8")
         assert (found["in_bytes"], found["out_bytes"]) == (12 * 90 * into, 12 * 90 * out)
     assert features(shape_of("max_pool"), "fp32")["window"] == 12 * 90 * 9
+    assert features(shape_of("max_pool"), "fp32")["ragged_window"] == 12 * 90 * 9
+    assert features(shape_of("max_pool", 16, 16), "fp32")["ragged_window"] == 0
     assert features(shape_of("concat"), "fp32")["window"] == 0
     assert [features(shape_of("add", 9, w), "fp32")["ragged_bytes"] > 0 for w in (16, 24)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("out", "ceil", "padded"), [((5, 5), False, True), ((5, 5), True, False), ((4, 4), False, False)]
+)
+def test_a_pool_is_padded_where_its_windows_need_more_than_the_map(
+    out: tuple[int, int], ceil: bool, padded: bool
+) -> None:
+    pool = shape_of("max_pool", in_size=(10, 10), out_size=out, stride=(2, 2), ceil=ceil)
+    assert features(pool, "fp32")["padded_bytes"] == 4 * 12 * 100 * padded
 
 
 # ---------------------------------------------------------------- rows
@@ -171,7 +183,7 @@ def test_moved_bytes_by_hand() -> None:
 def test_rows(name: str, changes: dict[str, Any], expected: str) -> None:
     assert row_name(shape_of(name, **changes)) == expected
     if name == "add" and not changes:
-        assert row_name(shape_of(name), fused=True) == "add.fused"
+        assert row_name(shape_of(name), place="fused") == "add.fused"
 
 
 def test_a_row_of_a_known_family_has_its_basis() -> None:
@@ -185,7 +197,7 @@ def test_parts_are_the_operator_and_its_activation() -> None:
     own, function = parts(shape)
     assert (own.row, own.channels) == ("dense", Channels(6, 20))
     assert (function.row, function.channels, function.shape.kind) == ("conv+hardswish", Channels(20, 20), "activation")
-    assert [part.row for part in parts(shape_of("add", activation="relu"), fused=True)] == ["add.fused", "add+relu"]
+    assert [part.row for part in parts(shape_of("add", activation="relu"), place="fused")] == ["add.fused", "add+relu"]
     assert fused_row_name(shape_of("linear", activation="relu")) == "conv+relu"
     assert [part.row for part in parts(shape_of("add", kind="activation", activation="relu"))] == ["activation.relu"]
     assert list(parts(shape_of("add", kind="flatten"))) == []

@@ -15,12 +15,12 @@ from mobilekit.cost.adapt import most_telling
 from mobilekit.cost.features import basis
 from mobilekit.cost.fit import OVERHEAD, Design, Observation, amounts, folds, interval, left_out, solve, table
 from mobilekit.cost.lines import lines
-from mobilekit.cost.measure import Sample, in_precision, usual_speed_ms
+from mobilekit.cost.measure import Sample, in_precision, joined, undisturbed_ms
 from mobilekit.cost.price import latency_ms, price_shapes
 from mobilekit.cost.sampling import basics, pool
 from mobilekit.cost.sketches import Sketch
 from mobilekit.cost.tables import candidate, fitted, observed
-from mobilekit.types import CostTable, Network, OperatorShape
+from mobilekit.types import CostTable, Network, OperatorShape, OperatorTime
 
 TRUTH = {
     "calls": 3.0, "macs": 2e-5, "macs16": 1e-5, "in_bytes": 5e-5, "out_bytes": 8e-5, "weight_bytes": 4e-5,
@@ -96,9 +96,23 @@ def test_a_table_says_what_it_is_of(exact: CostTable) -> None:
     dense = exact.kinds["dense"]
     assert dense.max_macs == max(s.macs for s in shapes if s.cost_kind == "dense")
     assert dense.max_bytes == max(4 * s.elements for s in shapes if s.cost_kind == "dense")
+    assert dense.min_macs == min(s.macs for s in shapes if s.cost_kind == "dense")
+    assert dense.min_bytes == min(4 * s.elements for s in shapes if s.cost_kind == "dense")
     assert dense.samples == sum(any(n.shape(o).cost_kind == "dense" for o in n.operators) for n in TIMED)
     assert dense.median_error is not None
     assert exact.kinds["batch_norm+relu"].median_error is None  # no network is mostly that
+
+
+def test_the_interval_is_that_of_networks_as_deep_as_real_ones_where_enough_were_timed() -> None:
+    noisy = observations(TIMED[: len(TIMED) // 2], 0.3)
+    calm = [o._replace(real=True) for o in observations(TIMED[len(TIMED) // 2 :], 0.02, seed=1)]
+    together = table([*noisy, *calm], "onnx", "fp32")
+    small = table([*noisy, *(o._replace(real=False) for o in calm)], "onnx", "fp32")
+    few = table([*noisy, *(o._replace(real=number < 10) for number, o in enumerate(calm))], "onnx", "fp32")
+    assert together.validation is not None
+    assert together.validation.cases == len(calm)
+    assert together.high / together.low < 0.8 * small.high / small.low
+    assert (few.low, few.high) == (small.low, small.high)
 
 
 def test_a_few_outliers_do_not_move_it() -> None:
@@ -346,15 +360,35 @@ def test_rounds_at_that_speed_count() -> None:
     assert Sample("onnx", "fp32", 1, network, ms, ()).steady(5.0)  # without a reference nothing is known of it
 
 
-def test_the_usual_speed_is_the_one_that_most_rounds_had() -> None:
-    def rounds(*reference: float) -> Sample:
-        return Sample("onnx", "fp32", 1, TIMED[0], (1.0,) * len(reference), reference)
+def test_the_undisturbed_speed_is_the_fastest_that_rounds_share() -> None:
+    assert undisturbed_ms([5.0, 5.1, 4.9, 5.0, 9.0, 9.1, 9.2, 9.3, 9.0, 9.1]) == pytest.approx(5.0, rel=0.02)
+    lucky = [2.0, *[5.0] * 20, *[9.0] * 40]  # one round in sixty says nothing
+    assert undisturbed_ms(lucky) == 5.0
+    assert undisturbed_ms([3.0]) == 3.0
+    assert undisturbed_ms([]) is None
 
-    assert usual_speed_ms([rounds(5.0, 5.1, 4.9, 9.0), rounds(5.0, 9.1, 5.0, 2.0)]) == pytest.approx(5.0, rel=0.02)
-    assert usual_speed_ms([rounds(5.0, 9.0, 9.1), rounds(9.0, 5.0, 8.9)]) == pytest.approx(9.0, rel=0.02)
-    assert usual_speed_ms([rounds(3.0)]) == 3.0
-    assert usual_speed_ms([sample(TIMED[0], 3.0)]) is None
-    assert usual_speed_ms([]) is None
+
+def test_samples_of_one_network_in_one_variant_become_one() -> None:
+    once = Sample("onnx", "fp32", 1, TIMED[0], (1.0, 1.1), (5.0, 9.0))
+    twice = [once, once._replace(precision="int8"), once._replace(samples_ms=(2.0,), reference_ms=(5.1,))]
+    first, other = joined(twice)
+    assert (first.samples_ms, first.reference_ms) == ((1.0, 1.1, 2.0), (5.0, 9.0, 5.1))
+    assert other.precision == "int8"
+    assert other.samples_ms == (1.0, 1.1)
+
+
+def test_what_changes_a_layout_belongs_to_the_operator_behind_it() -> None:
+    sketch = Sketch("layouts", 3, (8, 8))
+    sketch.conv(sketch.conv(sketch.input, 8), 8)
+    network = sketch.network()
+
+    def kernel(name: str, us: float) -> OperatorTime:
+        return OperatorTime(name=name, kind="k", median_us=us)
+
+    border = OperatorTime(name="input/quantize", kind="QuantizeLinear", median_us=10.0)
+    kernels = (border, kernel("conv_1", 10.0), kernel("Transpose_token_3", 5.0), kernel("fused conv_2", 25.0))
+    shares = Sample("onnx", "int8", 1, network, (1.0,), (), kernels).shares()
+    assert shares == pytest.approx({"conv_1": 0.2, "conv_2": 0.6})  # the rest converts the input
 
 
 def test_disturbed_samples_weigh_less() -> None:

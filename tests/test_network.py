@@ -467,3 +467,17 @@ def test_random_networks_hold_the_property_too(data: st.DataObject) -> None:
     for _ in range(3 if open_groups(network) else 0):
         dead = data.draw(deaths(open_groups(network)))
         assert_removed_equals_silenced(module, network, dead, readers_too=False)
+
+
+@pytest.mark.parametrize(
+    ("pool", "ceil"),
+    [
+        (nn.MaxPool2d(3, 2, ceil_mode=True), True),
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), False),
+        (nn.MaxPool2d(3, 2, 1), False),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), True),
+    ],
+)
+def test_pools_whose_windows_reach_over_the_end_are_told_from_padded_ones(pool: nn.Module, ceil: bool) -> None:
+    network = trace(nn.Sequential(nn.Conv2d(3, 8, 1), pool).eval(), example())
+    assert [operator.ceil for operator in network.operators] == [False, ceil]

@@ -251,6 +251,17 @@ def test_lines_of_many_widths_have_the_names_of_one() -> None:
     assert np.shape(last.outputs) == (2,)
 
 
+def test_a_shuffle_of_what_was_computed_costs_more_than_the_next_one() -> None:
+    sketch = Sketch("shuffles", 3, (8, 8))
+    x = sketch.shuffle(sketch.conv(sketch.input, 8), 2)
+    left, right = sketch.split(x, 4)
+    x = sketch.shuffle(sketch.concat(left, sketch.conv(right, 4)), 2)
+    x = sketch.shuffle(sketch.conv(x, 8), 2)
+    sketch.shuffle(x, 4)
+    rows = [part.row for line in lines(sketch.network()) for part in line.parts if part.shape.kind == "shuffle"]
+    assert rows == ["shuffle", "shuffle.fresh", "shuffle", "shuffle", "shuffle.fresh", "shuffle"]
+
+
 # ---------------------------------------------------------------- tables that lack something
 
 
@@ -272,6 +283,11 @@ def test_sizes_beyond_the_sampled_are_flagged() -> None:
                for line in estimate.operators if line.latency_ms}  # fmt: skip
     assert flagged["a"] == pytest.approx((0.8, 1.25))
     assert flagged["b"] == pytest.approx((0.5, 2.0))
+
+
+def test_sizes_below_the_sampled_are_flagged() -> None:
+    kinds = {**FLOAT.kinds, "dense": row(10, min_macs=30_000.0), "linear": row(3, min_bytes=1e6)}
+    assert price(residual(), profile(table("fp32", kinds)), "onnx").extrapolated == ("a", "fc")
 
 
 @pytest.mark.parametrize("limits", [{}, {"low": 0.95, "high": 1.05}])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilekit.cost.families import FAMILIES
-from mobilekit.cost.sampling import LIMITS, RUNG, basics, borders, channel_ladder, pool, random_network
+from mobilekit.cost.sampling import LIMITS, RUNG, WHOLE, basics, borders, channel_ladder, pool, random_network, wholes
 from mobilekit.errors import BadInputError
 from mobilekit.types import INPUT_GROUP, Network, OperatorShape
 
@@ -166,3 +166,23 @@ def test_borders_are_crossed() -> None:
                     sizes.add(network.width(by_name[name].out_groups) * o.in_size[0] * o.in_size[1])
     assert len(sizes) >= 5
     assert max(sizes) > 10 * min(sizes)
+
+
+# ---------------------------------------------------------------- whole networks
+
+
+def test_whole_networks_are_as_deep_and_large_as_real_ones() -> None:
+    networks = wholes(5, 44)
+    assert [n.name for n in networks] == [n.name for n in wholes(5, 44)]
+    assert len({n.name for n in networks}) == 44
+    assert [n.name for n in wholes(5, 3)] == [n.name for n in networks[:3]]
+    for network in networks:
+        shapes = [network.shape(operator) for operator in network.operators]
+        assert sum(shape.macs for shape in shapes) <= WHOLE["macs"]
+        assert 4 * sum(shape.weights for shape in shapes) <= WHOLE["weight_bytes"]
+        assert network.input_shape[2] >= 96
+    depths = sorted(len(network.operators) for network in networks)
+    assert depths[0] > 14
+    assert depths[len(depths) // 2] > 30
+    last = [[o for o in n.operators if o.kind == "conv"][-1].in_size[0] for n in networks]
+    assert sorted(last)[len(last) // 2] <= 14  # maps shrink

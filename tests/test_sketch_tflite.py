@@ -169,6 +169,11 @@ SINGLE: dict[str, tuple[Operator, list[str], tuple[int, ...]]] = {
         (1, 10),
     ),
     "max_pool": (step("x", "max_pool", kernel=(3, 3), **HALF), ["PADV2", "MAX_POOL_2D"], (1, 6, 6, 8)),
+    "max_pool, open at the end": (
+        step("x", "max_pool", kernel=(3, 3), ceil=True, **HALF),
+        ["MAX_POOL_2D"],
+        (1, 6, 6, 8),
+    ),
     "avg_pool": (step("x", "avg_pool", kernel=(3, 3)), ["PAD", "AVERAGE_POOL_2D"], (1, 12, 12, 8)),
     "global_pool": (step("x", "global_pool", **ONE), ["MEAN"], (1, 1, 1, 8)),
     "add": (step("x", "add", "input", "input", activation="relu"), ["ADD"], (1, 12, 12, 8)),

@@ -146,7 +146,8 @@ class Replay(torch.nn.Module):
             y = F.conv_transpose2d(x, weight, stride=stride, padding=(kernel - stride) // 2)
         elif operator.kind in ("max_pool", "avg_pool"):
             pooling = F.max_pool2d if operator.kind == "max_pool" else F.avg_pool2d
-            y = pooling(x, kernel, stride, padding=kernel // 2 if kernel % 2 else 0)
+            padding = kernel // 2 if kernel % 2 and not operator.ceil else 0
+            y = pooling(x, kernel, stride, padding, ceil_mode=operator.ceil)
         elif operator.kind == "mul":
             y = x * (read[1] if read[1].dim() == x.dim() else read[1][:, :, None, None])
         elif operator.kind == "slice":

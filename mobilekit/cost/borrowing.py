@@ -11,7 +11,7 @@ from mobilekit.cost import fit
 from mobilekit.cost.parameters import ROWS, expanded, totals
 from mobilekit.cost.pool import Pool, Times
 from mobilekit.cost.published import Setup, TimedNetwork
-from mobilekit.cost.shipped import FEWEST, Kind, kind_of, largest, pool, published, twins
+from mobilekit.cost.shipped import FEWEST, Kind, kind_of, pool, published, ranges, twins
 from mobilekit.cost.work import BYTES
 from mobilekit.errors import BadInputError
 from mobilekit.types import CostTable, KindModel, OperatorShape, Precision, Provenance, Validation
@@ -127,15 +127,11 @@ def _values(lender: Pool, times: Times, device: str) -> np.ndarray:
 
 def _with_pool(row: str, model: KindModel, precision: Precision, around: tuple[float, float]) -> KindModel:
     """No operator is known better than the networks that it was in; sizes are as of this device and of its lenders."""
-    macs, moved = largest().get(row, (0.0, 0.0))
-    return model.model_copy(
-        update={
-            "low": min(model.low, around[0]),
-            "high": max(model.high, around[1]),
-            "max_macs": max(model.max_macs, macs),
-            "max_bytes": max(model.max_bytes, moved * BYTES[precision] / BYTES["fp32"]),
-        }
-    )
+    others, share = ranges().get(row, fit.Range()), BYTES[precision] / BYTES["fp32"]
+    others = others._replace(min_bytes=others.min_bytes * share, max_bytes=others.max_bytes * share)
+    own = fit.Range(model.min_macs, model.max_macs, model.min_bytes, model.max_bytes) if model.samples else fit.Range()
+    reach = {"low": min(model.low, around[0]), "high": max(model.high, around[1])}
+    return model.model_copy(update={**reach, **own.with_range(others).limits()})
 
 
 def _runtime(setup: Setup) -> str:

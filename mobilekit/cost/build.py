@@ -15,9 +15,9 @@ from mobilekit.cost import fusions
 from mobilekit.cost.adapt import most_telling
 from mobilekit.cost.basics import basics, borders, channel_ladder, large
 from mobilekit.cost.channels import channel_multiple
-from mobilekit.cost.measure import Sample, Timer, Variant, usual_speed_ms
-from mobilekit.cost.sampling import pool
-from mobilekit.cost.tables import candidate, fitted, observed
+from mobilekit.cost.measure import Sample, Timer, Variant, joined
+from mobilekit.cost.sampling import pool, wholes
+from mobilekit.cost.tables import candidate, fitted, observed, speed_of
 from mobilekit.errors import MobilekitError
 from mobilekit.files import appearing
 from mobilekit.interfaces import Device, Progress, Runtime
@@ -46,6 +46,12 @@ LONG = 300.0
 """Seconds from which layers of large networks are timed too."""
 LEAST_BATCHES = 10
 """Batches before the error is believed."""
+WHOLES = 66
+"""Whole networks that are timed where time is long."""
+WHOLE_BATCH = 11
+"""Whole networks of a request."""
+AGAIN = 6
+"""Whole networks of earlier requests that are timed again with each batch: those that were disturbed all the time."""
 
 
 class Built(NamedTuple):
@@ -171,6 +177,7 @@ class _Survey:
     seconds: float
     report: Progress
     samples: list[Sample] = field(default_factory=list)
+    whole: list[Network] = field(default_factory=list)
     fused: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
 
@@ -179,17 +186,21 @@ class _Survey:
         if not self.variants:
             return
         self._learn_fusions()
-        first = [*basics(), *borders(), *channel_ladder(), *(large() if self.seconds >= LONG else ())]
+        long = self.seconds >= LONG
+        first = [*basics(), *borders(), *channel_ladder(), *(large() if long else ())]
+        size = BATCH if long else QUICK_BATCH
+        waiting = [first[at : at + size] for at in range(0, len(first), size)]
+        self.whole = wholes(SEED, WHOLES) if long else []
+        waiting += [self.whole[at : at + WHOLE_BATCH] for at in range(0, len(self.whole), WHOLE_BATCH)]
         batches = 0
-        while first and self._time_for_another(batches):
-            size = BATCH if self.seconds >= LONG else QUICK_BATCH
-            if not self._batch(first[:size]):
+        for networks in waiting:
+            if not self._time_for_another(batches) or not self._batch(networks):
                 return  # A device that answers nothing is not asked again until the time is over.
-            first, batches = first[size:], batches + 1
-        while not first and self._time_for_another(batches):
+            batches += 1
+        while self._time_for_another(batches):
             drawn = pool(SEED + batches, CHOICE)
             chosen = self._next(drawn, self.variants[batches % len(self.variants)])
-            self._batch([drawn[index] for index in chosen])
+            self._batch([*(drawn[index] for index in chosen), *self._disturbed()])
             batches += 1
             if batches >= LEAST_BATCHES and batches % 4 == 0 and self._error() <= TARGET_ERROR:
                 break
@@ -216,16 +227,22 @@ class _Survey:
     def _batch(self, networks: Sequence[Network]) -> bool:
         """Time the networks; whether any could be."""
         timed = self.timer.time(self.variants, networks)
-        self.samples += timed
+        self.samples = joined([*self.samples, *timed])
         self.report("profile", min(0.99, max(0.0, 1 - self.timer.left / max(self.seconds, 1e-9))))
         return bool(timed)
+
+    def _disturbed(self) -> list[Network]:
+        """Whole networks that were timed, in some variant, at no moment when the machine was undisturbed."""
+        speed = speed_of(self.samples)
+        names = [s.network.name for s in self.samples if not s.steady(speed)]
+        return [network for network in self.whole if network.name in names][:AGAIN]
 
     def _next(self, drawn: Sequence[Network], variant: Variant) -> list[int]:
         """The candidates that the variant's table is least sure of; the variants take turns."""
         key = variant.runtime.name, variant.precision, variant.threads
         own = [s for s in self.samples if (s.runtime, s.precision, s.threads) == key]
         fused = self.fused.get((variant.runtime.name, variant.precision), ())
-        timed = observed(own, fused, usual_speed_ms(self.samples))
+        timed = observed(own, fused, speed_of(self.samples))
         if not timed:
             return list(range(BATCH))
         return most_telling(timed, [candidate(n, variant.precision, fused) for n in drawn], BATCH)
@@ -242,7 +259,7 @@ class _Survey:
 def _entries(template: DeviceProfile, survey: _Survey) -> tuple[tuple[RuntimeEntry, ...], list[str]]:
     """The template's runtimes with the channel multiples that the ladder supports, and the evidence in words."""
     entries, evidence = [], []
-    speed = usual_speed_ms(survey.samples)
+    speed = speed_of(survey.samples)
     for entry in template.runtimes:
         own = [s for s in survey.samples if s.runtime == entry.name and s.threads == survey.variants[0].threads]
         if own:

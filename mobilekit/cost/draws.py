@@ -13,6 +13,8 @@ LEAST_MAP, LARGEST_MAP = 4, 224
 LEAST_WIDTH, LARGEST_WIDTH = 3, 1280
 LIKELY = 12
 """Four widths of five are at least so wide: narrower layers are rare in networks that anyone runs."""
+STAGE = 56
+"""Side of the maps that the first blocks of most classifiers work on."""
 SIZES = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224)
 """Sides of maps in networks for inputs of 28 to 224 pixels."""
 GATES = ("hardsigmoid", "sigmoid")
@@ -21,11 +23,15 @@ ALONE = ("relu", "relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid",
 
 @dataclass
 class Draw:
-    """The random choices of one network: `size` is its input's side, `wide` the width that its layers scatter under."""
+    """The random choices of a piece of a network.
+
+    `size` is its input's side, `wide` the width that its layers scatter under, `most` how many operators it may have.
+    """
 
     rng: random.Random
     size: int
     wide: float
+    most: int = MOST
 
     def chance(self, share: float) -> bool:
         """True in this share of the cases."""
@@ -50,8 +56,38 @@ class Draw:
 
     def repeats(self, sketch: Sketch, operators: int, most: int = 3) -> range:
         """How often a block of so many operators follows; two places are kept for the classifier."""
-        room = max(1, (MOST - 2 - len(sketch)) // operators)
-        return range(self.rng.randint(1, min(room, most)))
+        return range(self.rng.randint(1, min(self._room(sketch, operators), most)))
+
+    def _room(self, sketch: Sketch, operators: int) -> int:
+        return max(1, (self.most - 2 - len(sketch)) // operators)
+
+
+@dataclass
+class Deep(Draw):
+    """The random choices of a whole network: maps shrink to a few pixels, and widths grow as they do.
+
+    `wide` is for maps of STAGE pixels.
+    """
+
+    pace: float = 0.3
+    _side: int = STAGE
+
+    def width(self, times: float = 1.0) -> int:
+        """As of a piece, at the map where it stands."""
+        return super().width(times * STAGE / self._side)
+
+    def stride(self, x: Tensor, share: float = 0.3) -> int:
+        """2 on pictures, and as often behind them that the last maps have a few pixels."""
+        share = 1.0 if x.size[0] > 2 * STAGE else 0.7 if x.size[0] > STAGE else self.pace
+        stride = super().stride(x, share)
+        self._side = x.size[0] // stride
+        return stride
+
+    def repeats(self, sketch: Sketch, operators: int, most: int = 3) -> range:
+        """As often as there is room."""
+        room = self._room(sketch, operators)
+        self.pace = min(0.5, 4 / room)
+        return range(room)
 
 
 def entry(draw: Draw, sketch: Sketch) -> Tensor:
@@ -65,7 +101,7 @@ def finish(draw: Draw, sketch: Sketch, x: Tensor) -> None:
     """Few numbers at the end, as real networks have: a classifier, a mean of each map, or a map of few channels."""
     if x.size == (1, 1):
         return
-    room, share = MOST - len(sketch), draw.rng.random()
+    room, share = draw.most - len(sketch), draw.rng.random()
     if share < 0.35 and room:
         sketch.conv(x, draw.rng.choice((1, 2, 4, 8, 10, 16, 21)), draw.rng.choice((1, 1, 3)), activation=None)
     elif share < 0.7 and room > 1:

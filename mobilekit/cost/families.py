@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mobilekit.cost.draws import ALONE, LARGEST_WIDTH, LEAST_MAP, MOST, Draw, entry, shortcut, squeezed
+from mobilekit.cost.draws import ALONE, LARGEST_WIDTH, LEAST_MAP, Draw, entry, shortcut, squeezed
 from mobilekit.cost.sketches import Sketch, Tensor
 
 Family = Callable[[Draw, Sketch], Tensor]
@@ -18,9 +18,9 @@ def plain(draw: Draw, sketch: Sketch) -> Tensor:
     for _ in draw.repeats(sketch, 3):
         late = draw.chance(0.35)  # PyTorch's own example: relu(max_pool2d(conv(x)))
         x = sketch.conv(x, draw.width(), kernel, activation=None if late else activation)
-        if x.size[0] >= 2 * LEAST_MAP:
-            pool = sketch.avg_pool if draw.chance(0.2) else sketch.max_pool
-            x = pool(x, *draw.rng.choice(((2, 2), (2, 2), (3, 2))))
+        if draw.stride(x, 1.0) == 2:
+            window = draw.rng.choice(((2, 2), (2, 2), (3, 2)))
+            x = sketch.avg_pool(x, *window) if draw.chance(0.2) else sketch.max_pool(x, *window, ceil=draw.chance(0.3))
         if late:
             x = sketch.activation(x, draw.rng.choice(ALONE))
     if draw.chance(0.6) and x.width * x.size[0] ** 2 <= 12_544:
@@ -92,7 +92,7 @@ def fire(draw: Draw, sketch: Sketch) -> Tensor:
     x = entry(draw, sketch)
     for _ in draw.repeats(sketch, 5):
         if draw.stride(x, 0.5) == 2:
-            x = sketch.max_pool(x, *draw.rng.choice(((2, 2), (3, 2))))
+            x = sketch.max_pool(x, *draw.rng.choice(((2, 2), (3, 2))), ceil=draw.chance(0.5))
         late = draw.chance(0.35)
         squeezed, expanded = sketch.conv(x, draw.width(0.7)), draw.width()
         function = None if late else "relu"
@@ -112,9 +112,8 @@ def dense(draw: Draw, sketch: Sketch) -> Tensor:
         if draw.chance(0.6):
             y = sketch.conv(y, draw.width(1.5))
         x = sketch.concat(x, sketch.conv(y, draw.width(0.6), 3, activation=None))
-    if draw.chance(0.4) and len(sketch) < MOST - 4:
-        x = sketch.conv(sketch.batch_norm(x, "relu"), draw.width(), activation=None)
-        x = sketch.avg_pool(x) if x.size[0] >= 2 * LEAST_MAP else x
+        if draw.stride(x) == 2 and len(sketch) < draw.most - 4:
+            x = sketch.avg_pool(sketch.conv(sketch.batch_norm(x, "relu"), draw.width(), activation=None))
     return x
 
 
@@ -132,15 +131,18 @@ def preactivation(draw: Draw, sketch: Sketch) -> Tensor:
 def inception(draw: Draw, sketch: Sketch) -> Tensor:
     """GoogLeNet: branches of several kernels and a pool side by side."""
     x = entry(draw, sketch)
-    a = sketch.conv(x, draw.width(0.7))
-    b = sketch.conv(sketch.conv(x, draw.width(0.7)), draw.width(), 3)
-    branches = [a, b]
-    if draw.chance(0.6):
-        branches.append(sketch.conv(sketch.conv(x, draw.width(0.4)), draw.width(0.5), draw.rng.choice((3, 5))))
-    if draw.chance(0.8):
-        pool = sketch.max_pool if draw.chance(0.5) else sketch.avg_pool
-        branches.append(sketch.conv(pool(x, 3, 1), draw.width(0.5)))
-    x = sketch.concat(*branches)
+    for _ in draw.repeats(sketch, 9):
+        if draw.stride(x, 0.1) == 2:
+            x = sketch.max_pool(x, 3, 2, ceil=draw.chance(0.5))
+        a = sketch.conv(x, draw.width(0.7))
+        b = sketch.conv(sketch.conv(x, draw.width(0.7)), draw.width(), 3)
+        branches = [a, b]
+        if draw.chance(0.6):
+            branches.append(sketch.conv(sketch.conv(x, draw.width(0.4)), draw.width(0.5), draw.rng.choice((3, 5))))
+        if draw.chance(0.8):
+            pool = sketch.max_pool if draw.chance(0.5) else sketch.avg_pool
+            branches.append(sketch.conv(pool(x, 3, 1), draw.width(0.5)))
+        x = sketch.concat(*branches)
     return sketch.activation(x, draw.rng.choice(ALONE)) if draw.chance(0.3) else x
 
 
@@ -245,3 +247,6 @@ FAMILIES: dict[str, Family] = {
     )
 }
 """Name -> family, in the order in which a pool takes turns."""
+
+DEEP = (plain, residual, inverted, separable, bottleneck, fire, inverted, dense, inception, shuffle_halves, bottleneck)
+"""The families that go on and on: whole networks are drawn of them."""

@@ -25,7 +25,7 @@ def features(shape: OperatorShape, precision: Precision, channels: Channels | No
     `channels` replaces the shape's channel counts, by arrays if need be; the amounts are then arrays of that shape.
     The groups of a depthwise convolution follow its channels.
 
-    * `calls`: 1, the start of a kernel
+    * `calls`: 1, the start of a kernel; `single_calls`: of one with a single output position (squeeze-excite)
     * `macs`; `macs8`, `macs16`: the same with the output channels of each group in whole blocks of 8 or 16, as vector
       kernels compute them; `macs_small`: the share that small maps leave idle in a tile of 64 pixels; `macs_tile`: what
       whole tiles of 6 output pixels add (a depthwise kernel has none)
@@ -35,9 +35,13 @@ def features(shape: OperatorShape, precision: Precision, channels: Channels | No
       algorithm: MACs, and activations with the input twice (it is cut into overlapping tiles), for whole tiles of 8 x 8
       output pixels; `direct_macs`, `direct_patch_bytes`: of every other window, MACs (the channels of groups in whole
       blocks of 8) and gathered input
+    * `few_macs`, `few_pixels`: MACs and output positions of one with fewer than 16 input channels; `narrow_macs`,
+      `narrow_pixels`: of one with fewer than 16 output channels in a group; `strided_bytes`, `strided_pixels`: what a
+      1 x 1 convolution with a stride has to gather first; `ragged_taps`: taps of one whose channels do not fill blocks
     * `taps`: kernel positions times output pixels; `tiles`: dot products begun, in blocks of 16 output channels;
       `rows`: output rows begun, in blocks of 16 channels
-    * `window`: reads of a pool
+    * `window`: reads of a pool; `ragged_window`: of one whose channels do not fill blocks of 16; `padded_bytes`: input
+      of one with a stride whose windows reach over all edges, which some runtimes copy into a larger map first
     * `spill_bytes`: what does not fit the second-level cache; `weight_spill_bytes`: the same of the weights alone
     * `near_spill_bytes`, `far_spill_bytes`: what does not fit a quarter of it, or four times of it; `stream_bytes`: the
       weights beyond a quarter of it, read again for every tile of 6 output pixels
@@ -46,7 +50,8 @@ def features(shape: OperatorShape, precision: Precision, channels: Channels | No
       read of an input of 5 to 15 channels; `macs_blocks`: MACs with both sides' channels in whole blocks; `rest_macs`:
       of the last, incomplete block
     * `macs_tiny`: as `macs_small`, for tiles of 16 pixels; `strided_macs`: with a stride; `large_window_macs`: of
-      kernels above 3; `weight_near_bytes`: weights beyond 32 KiB; `groups`, `odd_groups`: those of a grouped kernel
+      kernels above 3; `weight_near_bytes`: weights beyond 32 KiB; `groups`, `odd_groups`: those of a grouped kernel;
+      `gathers`: rows of input that are gathered one by one in front of its matrix products
     * `pixels`: output positions, which kernels begin one by one; `uneven_pixels`: where what is summed up for one is
       no multiple of 4
     * `odd_calls`, `odd_macs`, `odd_bytes`, `odd_patch_bytes`: calls, MACs, activations and gathered input of one whose
@@ -91,6 +96,7 @@ def _weighted(shape: OperatorShape, precision: Precision, channels: Channels) ->
     patches = channels.inputs * pixels * taps * size * windowed
     return {
         "calls": _ones(macs),
+        "single_calls": _ones(macs) * (pixels == 1),
         "macs": macs,
         "macs8": macs * _up(together, 8),
         "macs16": macs * _up(together, VECTOR),
@@ -109,6 +115,13 @@ def _weighted(shape: OperatorShape, precision: Precision, channels: Channels) ->
         "near_spill_bytes": np.maximum(read + written + weights - L2_BYTES / 4, 0.0),
         "far_spill_bytes": np.maximum(read + written + weights - L2_BYTES * 4, 0.0),
         "stream_bytes": np.ceil(pixels / TILE) * np.maximum(weights - L2_BYTES / 4, 0.0) * (not depthwise),
+        "few_macs": macs * (channels.inputs < VECTOR) * (not depthwise),
+        "narrow_macs": macs * (together < VECTOR),
+        "narrow_pixels": _ones(macs) * pixels * groups * (together < VECTOR) * (not depthwise),
+        "few_pixels": _ones(macs) * pixels * (channels.inputs < VECTOR),
+        "ragged_taps": _ones(macs) * pixels * taps * (together % VECTOR != 0),
+        "strided_pixels": _ones(macs) * pixels * (taps == 1 and shape.stride[0] > 1),
+        "strided_bytes": channels.inputs * pixels * size * (taps == 1 and shape.stride[0] > 1),
         "ragged_macs": macs * ragged,
         "ragged_bytes": (read + written) * ragged,
         "odd_calls": _ones(macs) * odd,
@@ -116,6 +129,7 @@ def _weighted(shape: OperatorShape, precision: Precision, channels: Channels) ->
         "odd_bytes": (read + written) * odd,
         "odd_patch_bytes": patches * odd,
         "groups": _ones(macs) * groups,
+        "gathers": _ones(macs) * groups * pixels * taps * windowed,
         "odd_groups": groups * odd,
         "macs_blocks": macs * _up(together, VECTOR) * (1.0 if depthwise else _up(deep, VECTOR)),
         "rest_macs": macs * (together % VECTOR) / together,
@@ -163,12 +177,14 @@ def _moved(shape: OperatorShape, precision: Precision, channels: Channels) -> di
     pixels = _pixels(shape.out_size)
     read = channels.inputs * _pixels(shape.in_size) * into * shape.inputs
     written = channels.outputs * pixels * out
-    taps = shape.kernel[0] * shape.kernel[1]
+    window = channels.outputs * pixels * shape.kernel[0] * shape.kernel[1] * (shape.kind in POOLS)
     return {
         "calls": _ones(written),
         "in_bytes": read,
         "out_bytes": written,
-        "window": channels.outputs * pixels * taps * (shape.kind in POOLS),
+        "window": window,
+        "ragged_window": window * (channels.outputs % VECTOR != 0),
+        "padded_bytes": read * (shape.kind in POOLS and _padded(shape)),
         "spill_bytes": np.maximum(read + written - L2_BYTES, 0.0),
         "near_spill_bytes": np.maximum(read + written - L2_BYTES / 4, 0.0),
         "far_spill_bytes": np.maximum(read + written - L2_BYTES * 4, 0.0),
@@ -181,23 +197,27 @@ COMPUTING = (
     "calls", "macs", "macs16", "macs_blocks", "macs_small", "macs_tiny", "macs_tile", "strided_macs", "in_bytes",
     "out_bytes", "in_block_bytes", "out_block_bytes", "few_bytes", "weight_bytes", "weight_near_bytes",
     "weight_spill_bytes", "tiles", "near_spill_bytes", "spill_bytes", "odd_calls", "odd_macs", "odd_bytes", "pixels",
-    "uneven_pixels",
+    "uneven_pixels", "few_macs", "narrow_macs", "narrow_pixels", "ragged_macs", "ragged_bytes", "rest_macs",
+    "few_pixels",
 )  # fmt: skip
 MOVING = ("calls", "in_bytes", "out_bytes", "in_block_bytes", "out_block_bytes", "near_spill_bytes", "spill_bytes")
 BASIS: dict[str, tuple[str, ...]] = {
     "dense": (*COMPUTING, "patch_bytes", "odd_patch_bytes", "large_window_macs"),
-    "pointwise": COMPUTING,
-    "grouped": (*COMPUTING, "patch_bytes", "odd_patch_bytes", "groups", "odd_groups", "rest_macs"),
+    "pointwise": (*COMPUTING, "single_calls", "strided_bytes", "strided_pixels"),
+    "grouped": (*COMPUTING, "patch_bytes", "odd_patch_bytes", "groups", "odd_groups", "gathers"),
     "depthwise": (
         "calls", "macs16", "macs_small", "macs_tiny", "rest_macs", "strided_macs", "in_block_bytes", "out_block_bytes",
         "out_bytes", "rows", "near_spill_bytes", "spill_bytes", "odd_calls", "odd_macs", "odd_bytes", "odd_groups",
-        "pixels", "taps",
+        "pixels", "taps", "macs8", "ragged_taps", "weight_bytes",
     ),
     "conv_transpose": ("calls", "macs16", "in_bytes", "out_bytes", "weight_bytes", "patch_bytes", "odd_macs"),
     "linear": ("calls", "weight_bytes", "weight_near_bytes", "weight_spill_bytes", "out_bytes"),
+    "shuffle.fresh": ("calls", "in_bytes", "in_block_bytes"),
     "cold": ("in_bytes",),
-    "max_pool": (*MOVING, "window"),
-    "avg_pool": (*MOVING, "window"),
+    "batch_norm": ("calls", "in_bytes"),
+    "max_pool": (*MOVING, "window", "ragged_window", "padded_bytes"),
+    "avg_pool": (*MOVING, "window", "ragged_window", "padded_bytes"),
+    "concat": (*MOVING, "ragged_bytes"),
 }  # fmt: skip
 """The features that explain a kind's kernels; what is not listed takes `MOVING`. More would need more
 measurements than a few minutes hold."""
@@ -209,7 +229,16 @@ def basis(row: str) -> tuple[str, ...]:
     >>> basis("depthwise.3") == BASIS["depthwise"]
     True
     """
-    return BASIS.get(row.partition(".")[0], ("calls", "out_bytes") if "+" in row else MOVING)
+    family = row if row in BASIS else row.partition(".")[0]
+    return BASIS.get(family, ("calls", "out_bytes") if "+" in row else MOVING)
+
+
+def _padded(shape: OperatorShape) -> bool:
+    """Whether a window with a stride needs more than the map has, on all sides."""
+    if shape.ceil:
+        return False
+    axes = zip(shape.in_size, shape.kernel, shape.stride, shape.out_size, strict=True)
+    return shape.stride[0] > 1 and any((size - kernel) // step + 1 < out for size, kernel, step, out in axes)
 
 
 def _pixels(size: tuple[int, int]) -> float:

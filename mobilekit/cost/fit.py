@@ -25,6 +25,8 @@ ROUNDS = 3
 FOLDS = 5
 FEW = 200
 """Up to so many cases one of them moves the interval that it is judged by, so that it has to be left out."""
+ENOUGH = 30
+"""Real networks whose left-out errors make an interval."""
 MOSTLY = 0.5
 """Share of an observation's time from which its error says something about one kind."""
 
@@ -42,6 +44,8 @@ class Observation(NamedTuple):
     """The part of the time that is priced already: by another table, or measured apart."""
     runs: float = 1.0
     """How much of a run's overhead is in the time: its share, for an operator whose share of a run is known."""
+    real: bool = False
+    """Whether it is as deep as networks that people run: where enough are, their errors are the table's."""
 
     @classmethod
     def of(cls, shapes: Iterable[OperatorShape], precision: Precision, us: float) -> Observation:
@@ -216,12 +220,20 @@ def table(
         raise ValueError("no observations to fit")
     design = Design.of(observations)
     ratios = left_out(design, folds(observations))
-    coefficients = dict(zip(design.terms, solve(design), strict=True))
+    solution = solve(design)
     whole = [number for number, observation in enumerate(observations) if observation.runs >= 1]
+    real = [number for number in whole if observations[number].real]
+    surest = [number for number in real if design.weights[number] == design.weights[real].max()]
+    if len(surest) >= ENOUGH:
+        whole, method = surest, f"{method}, of those as deep as real networks"
+        # Least squares of relative errors lean low, and more so the noisier the times are.
+        lean = float(np.median(ratios[surest]))
+        solution, ratios = solution / lean, ratios / lean
+    coefficients = dict(zip(design.terms, solution, strict=True))
     made = assembled((runtime, precision, threads), observations, coefficients, ratios, method)
     if not whole or len(whole) == len(observations):
         return made
-    # The table's own error is that of whole runs; single operators are told by their rows.
+    # The table's own error is that of whole runs, of real networks if it can be; operators are told by their rows.
     low, high = interval(ratios[whole])
     return made.model_copy(update={"low": low, "high": high, "validation": validation(ratios[whole], method)})
 
@@ -257,13 +269,36 @@ def assembled(
     )
 
 
+class Range(NamedTuple):
+    """The least and the most MACs and bytes, read and written, of the operators of one row."""
+
+    min_macs: float = np.inf
+    max_macs: float = 0.0
+    min_bytes: float = np.inf
+    max_bytes: float = 0.0
+
+    def over(self, found: Mapping[str, float]) -> Range:
+        """With one more operator, given by its features."""
+        macs, moved = found.get("macs", 0.0), found.get("in_bytes", 0.0) + found.get("out_bytes", 0.0)
+        return self.with_range(Range(macs, macs, moved, moved))
+
+    def with_range(self, other: Range) -> Range:
+        """What holds both."""
+        least = min(self.min_macs, other.min_macs), min(self.min_bytes, other.min_bytes)
+        most = max(self.max_macs, other.max_macs), max(self.max_bytes, other.max_bytes)
+        return Range(least[0], most[0], least[1], most[1])
+
+    def limits(self) -> dict[str, float]:
+        """The fields of a `KindModel`; nothing is inside where no operator was seen."""
+        return {name: size if np.isfinite(size) else 0.0 for name, size in self._asdict().items()}
+
+
 class _Seen(NamedTuple):
     """What the observations hold of one row."""
 
-    samples: int
-    macs: float
-    bytes: float
-    ratios: list[float]
+    samples: int = 0
+    range: Range = Range()
+    ratios: tuple[float, ...] = ()
 
 
 def _facts(
@@ -272,28 +307,22 @@ def _facts(
     seen: dict[str, _Seen] = {}
     for observation, ratio in zip(observations, ratios, strict=True):
         shares: dict[str, float] = defaultdict(float)
-        largest: dict[str, tuple[float, float]] = {}
+        sizes: dict[str, Range] = {}
         for part in observation.parts:
             found = dict(amounts(part, observation.precision))
             shares[part.row] += sum(coefficients.get((part.row, name), 0.0) * amount for name, amount in found.items())
-            macs, moved = largest.get(part.row, (0.0, 0.0))
-            largest[part.row] = max(macs, found.get("macs", 0.0)), max(moved, _moved(found))
+            sizes[part.row] = sizes.get(part.row, Range()).over(found)
         total = sum(shares.values()) + observation.known_us or 1.0
-        for row, (macs, moved) in largest.items():
-            old = seen.get(row, _Seen(0, 0.0, 0.0, []))
-            telling = [float(ratio)] if shares[row] > MOSTLY * total else []
-            seen[row] = _Seen(
-                old.samples + (observation.runs >= 1), max(old.macs, macs), max(old.bytes, moved), old.ratios + telling
-            )
+        for row, size in sizes.items():
+            old = seen.get(row, _Seen())
+            telling = (float(ratio),) if shares[row] > MOSTLY * total else ()
+            seen[row] = _Seen(old.samples + (observation.runs >= 1), old.range.with_range(size), old.ratios + telling)
     return seen
 
 
-def _moved(found: Mapping[str, float]) -> float:
-    return found.get("in_bytes", 0.0) + found.get("out_bytes", 0.0)
-
-
 def _model(coefficients: dict[str, float], seen: _Seen | None) -> KindModel:
-    told = np.array(seen.ratios if seen else [])
+    told = np.array(seen.ratios if seen else ())
+    sizes = (seen.range if seen else Range()).limits()
     low, high = interval(told)
     return KindModel(
         coefficients=coefficients,
@@ -301,6 +330,5 @@ def _model(coefficients: dict[str, float], seen: _Seen | None) -> KindModel:
         high=high,
         samples=seen.samples if seen else 0,
         median_error=float(np.median(np.abs(told - 1))) if len(told) else None,
-        max_macs=seen.macs if seen else 0.0,
-        max_bytes=seen.bytes if seen else 0.0,
+        **sizes,
     )

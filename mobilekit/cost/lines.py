@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mobilekit.cost.features import L2_BYTES, weight_bytes
-from mobilekit.cost.work import BYTES, FREE, Amount, Channels, Part, parts
+from mobilekit.cost.work import BYTES, FREE, FRESH, FUSED, MOVES, PASSES, Amount, Channels, Part, parts
 from mobilekit.types import Network, Operator, OperatorShape, Precision
 
 HOSTS = frozenset({"conv", "linear", "conv_transpose"})
@@ -28,12 +28,13 @@ class Line(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A tensor in the form it has: precision, elements, and the kind of the operator that wrote it ("" where it has an
-    activation)."""
+    """A tensor in the form it has: precision, elements, the kind of the operator that wrote it ("" where it has an
+    activation), and whether any part of it was moved and not computed."""
 
     precision: Precision
     elements: Amount
     kind: str
+    moved: bool = False
 
 
 def lines(
@@ -83,19 +84,27 @@ class _Walk:
                 self.converted.add(tensor)
                 found.append(_conversion(tensor, held))
         channels = Channels(self._width(operator.in_groups) * operator.in_repeat, self._width(operator.out_groups))
-        pieces = self._pieces(operator, channels, self._fused(operator))
+        moved = any(self.held[tensor].moved for tensor in inputs)
+        pieces = self._pieces(operator, channels, self._place(operator, moved))
         found.append(Line(operator.name, operator.kind, operator.module, precision, pieces))
         self.source[operator.name] = operator.name
         elements = channels.outputs * operator.out_size[0] * operator.out_size[1]
         # What has its own activation is finished: nothing else can run inside it.
-        self.held[operator.name] = Held(precision, elements, "" if operator.activation else operator.kind)
+        moved = operator.kind in MOVES or (moved and operator.kind in PASSES)
+        self.held[operator.name] = Held(precision, elements, "" if operator.activation else operator.kind, moved)
         self.unread.add(operator.name)
         return found
 
-    def _pieces(self, operator: Operator, channels: Channels, fused: bool) -> tuple[Part, ...]:
+    def _pieces(self, operator: Operator, channels: Channels, place: str) -> tuple[Part, ...]:
         if isinstance(channels.inputs, float) and isinstance(channels.outputs, float):
-            return _plain_parts(operator, channels, fused)
-        return tuple(parts(self.network.shape(operator), channels, fused))
+            return _plain_parts(operator, channels, place)
+        return tuple(parts(self.network.shape(operator), channels, place))
+
+    def _place(self, operator: Operator, moved: bool) -> str:
+        """Which of its rows prices the operator here."""
+        if operator.kind == "shuffle":
+            return "" if moved else FRESH
+        return FUSED if self._fused(operator) else ""
 
     def _width(self, groups: tuple[str, ...]) -> Amount:
         return sum([self.widths[group] for group in groups], 0.0)
@@ -114,10 +123,10 @@ class _Walk:
 
 
 @lru_cache(maxsize=200_000)
-def _plain_parts(operator: Operator, channels: Channels, fused: bool) -> tuple[Part, ...]:
+def _plain_parts(operator: Operator, channels: Channels, place: str) -> tuple[Part, ...]:
     """A search walks networks that share their operators: the same tuple each time, by which prices are found."""
     shape = operator.shape(int(channels.inputs), int(channels.outputs))
-    return tuple(parts(shape, channels, fused))
+    return tuple(parts(shape, channels, place))
 
 
 def from_memory(found: list[Line]) -> list[Line]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilekit.cost.features import features
-from mobilekit.cost.work import Amount, Part
+from mobilekit.cost.work import FRESH, Amount, Part
 from mobilekit.types import CostTable, KindModel, Precision
 
 STAND_INS = {
@@ -24,12 +24,14 @@ def row_of(part: Part, table: CostTable) -> tuple[KindModel | None, bool]:
     """The row that prices the part, and whether it was sampled for this kind; no row where it is free."""
     if part.row in table.kinds:
         return table.kinds[part.row], True
-    if part.row == "cold":
-        return None, True  # Whole networks were timed, with their weights as they are.
+    if part.row == "cold" or part.row.endswith(f".{FRESH}"):
+        return None, True  # Whole networks were timed: it is in the other prices.
     if "+" in part.row:
         return _activation_row(part, table)
     family = part.row.partition(".")[0]
-    for name in (*STAND_INS.get(family, MOVERS), family):
+    if family in table.kinds:
+        return table.kinds[family], True
+    for name in STAND_INS.get(family, MOVERS):
         if name in table.kinds:
             return table.kinds[name], False
     return table.kinds[min(table.kinds)], False
@@ -54,7 +56,7 @@ def part_us(model: KindModel | None, correction: float, part: Part, precision: P
 
 
 def reaches_beyond(model: KindModel, part: Part, precision: Precision) -> bool:
-    """Whether the part does more, or moves more, than anything that the row was fitted to."""
+    """Whether the part does more or less, or moves more or less, than anything that the row was fitted to."""
     found = features(part.shape, precision, part.channels)
-    moved = found["in_bytes"] + found["out_bytes"]
-    return bool(found.get("macs", 0.0) > model.max_macs or moved > model.max_bytes)
+    macs, moved = found.get("macs", 0.0), found["in_bytes"] + found["out_bytes"]
+    return not (model.min_macs <= macs <= model.max_macs and model.min_bytes <= moved <= model.max_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ from mobilekit.types import BenchModel, BenchRequest, Failure, Measurement, Netw
 ROUNDS = 14
 LEAST_SECONDS = 20.0
 """A device gets at least this long to answer before its sketches count as failed."""
-SAME_SPEED = 1.12
+SAME_SPEED = 1.08
 """Rounds in which the reference product's times differ by up to this factor are of one speed: a core whose other thread
 is busy is slower by half, and slower for some kernels than for others."""
+SOME = 0.05
+"""Share of the rounds that may be faster than the undisturbed speed by chance."""
 NAMED = frozenset({"onnx"})
 """Runtimes whose profiles name kernels after the file's nodes, so that each operator's part of a run is known."""
 FEW = 4
@@ -53,16 +55,25 @@ class Sample(NamedTuple):
     kernels: tuple[OperatorTime, ...] = ()
     """The runtime's own profile, where it was asked for."""
 
-    def shares(self) -> dict[str, float]:
-        """Each operator's share of all kernels' time, where the runtime names its kernels after operators."""
+    def shares(self, profiling_us: float = 0.0) -> dict[str, float]:
+        """Each operator's share of all kernels' time, where the runtime names its kernels after operators.
+
+        `profiling_us` of each kernel's time is the profiler's.
+        """
         if self.runtime not in NAMED:
             return {}
-        total = sum(kernel.median_us for kernel in self.kernels)
+        times = [max(kernel.median_us - profiling_us, 0.0) for kernel in self.kernels]
+        total = sum(times) or 1.0
         found: dict[str, float] = {}
-        for kernel in self.kernels:
+        waiting = 0.0
+        for kernel, us in zip(self.kernels, times, strict=True):  # in the order in which they ran
             owner = _owner(kernel.name, self.network)
-            if owner is not None:
-                found[owner] = found.get(owner, 0.0) + kernel.median_us / total
+            if owner is None and "quantize" in kernel.kind.lower():
+                continue  # conversions between precisions have prices of their own
+            waiting += us / total
+            if owner is not None:  # what changes a tensor's layout runs in front of the operator that needs it
+                found[owner] = found.get(owner, 0.0) + waiting
+                waiting = 0.0
         return found
 
     def us(self, reference_ms: float | None) -> float:
@@ -90,24 +101,41 @@ class Sample(NamedTuple):
         return cls(**{**record, **made})
 
 
+def joined(samples: Iterable[Sample]) -> list[Sample]:
+    """Samples of which those of one network in one variant, timed several times, are one with all rounds."""
+    found: dict[tuple[object, ...], Sample] = {}
+    for given in samples:
+        sample = given
+        key = sample.runtime, sample.precision, sample.threads, sample.network.name
+        known = found.get(key)
+        if known is not None:
+            rounds = known.samples_ms + sample.samples_ms, known.reference_ms + sample.reference_ms
+            sample = known._replace(samples_ms=rounds[0], reference_ms=rounds[1])
+        found[key] = sample
+    return list(found.values())
+
+
 def at_speed(
     samples_ms: Sequence[float], references_ms: Sequence[float], reference_ms: float | None
 ) -> tuple[float, bool]:
     """Median milliseconds of the rounds in which the reference product took about `reference_ms`.
 
-    Their small deviations are taken out by the reference of each round. Where fewer than FEW rounds were at that
-    speed, all are brought to it, and the second value is False. Without a reference it is the plain median.
+    Their small deviations stay: what else a process runs between them moves the product by some percent too. Where
+    fewer than FEW rounds were at that speed, all are brought to it by the product, and the second value is False.
+    Without a reference it is the plain median.
     """
     if not reference_ms or not references_ms:
         return median(samples_ms), True
     pairs = list(zip(samples_ms, references_ms, strict=True))
     same = [pair for pair in pairs if reference_ms / SAME_SPEED <= pair[1] <= SAME_SPEED * reference_ms]
-    steady = len(same) >= FEW
-    return reference_ms * median([ms / reference for ms, reference in (same if steady else pairs)]), steady
+    if len(same) >= FEW:
+        return median([ms for ms, _ in same]), True
+    return reference_ms * median([ms / reference for ms, reference in pairs]), False
 
 
 def _owner(kernel: str, network: Network) -> str | None:
-    """The operator that a kernel is named after: `conv_1`, `conv_1_token_3`, `conv_1/relu/out_nchwc`."""
+    """The operator that a kernel is named after: `conv_1`, `fused conv_1`, `conv_1_token_3`, `conv_1/relu/out`."""
+    kernel = kernel.removeprefix("fused ")
     for operator in network.operators:
         rest = kernel.removeprefix(operator.name)
         if rest != kernel and not rest[:1].isalnum():
@@ -129,21 +157,17 @@ def in_precision(network: Network, precision: Precision, runtime: Runtime | None
     return network.with_precisions(int8)
 
 
-def usual_speed_ms(samples: Sequence[Sample]) -> float | None:
-    """The reference product's time at the speed that the machine had most often; None without a reference.
+def undisturbed_ms(references_ms: Iterable[float]) -> float | None:
+    """The reference product's time at the speed that the machine has when nothing disturbs it; None without times.
 
-    The middle of the densest stretch that SAME_SPEED allows: a core with a busy neighbour has two speeds, and what was
-    timed at one of them says little of the other.
+    A core with a busy neighbour is slower, and for every kernel and neighbour by another factor: only the fastest
+    rounds say the same thing twice. The median of those within SAME_SPEED, either way, of the fastest but a few.
     """
-    times = sorted(ms for sample in samples for ms in sample.reference_ms)
-    begin = best = end = 0
-    window = (0, 0)
-    for end, ms in enumerate(times, start=1):
-        while times[begin] * SAME_SPEED**2 < ms:
-            begin += 1
-        if end - begin > best:
-            best, window = end - begin, (begin, end)
-    return median(times[window[0] : window[1]]) if times else None
+    times = sorted(references_ms)
+    if not times:
+        return None
+    fastest = times[int(SOME * len(times))]
+    return median([ms for ms in times if ms <= fastest * SAME_SPEED**2])
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mobilekit.cost.fit import amounts
+from mobilekit.cost.fit import Range, amounts
 from mobilekit.cost.layers import read_layers
 from mobilekit.cost.parameters import totals
 from mobilekit.cost.pool import Pool, Published
@@ -72,14 +72,11 @@ def pool(kind: Kind, unknown: frozenset[str] = frozenset()) -> Pool:
 
 
 @lru_cache(maxsize=1)
-def largest() -> dict[str, tuple[float, float]]:
-    """Row of a cost table -> the most MACs and the most bytes, as of float32, that an operator of the pool has."""
-    found: dict[str, tuple[float, float]] = {}
+def ranges() -> dict[str, Range]:
+    """Row of a cost table -> sizes of the pool's operators, their bytes as of float32."""
+    found: dict[str, Range] = {}
     for part in (part for operators in _layers().values() for shape in operators for part in parts(shape)):
-        own = dict(amounts(part, "fp32"))
-        macs, moved = found.get(part.row, (0.0, 0.0))
-        moved = max(moved, own.get("in_bytes", 0.0) + own.get("out_bytes", 0.0))
-        found[part.row] = max(macs, own.get("macs", 0.0)), moved
+        found[part.row] = found.get(part.row, Range()).over(dict(amounts(part, "fp32")))
     return found
 
 

@@ -117,13 +117,13 @@ class Sketch:
 
     # ------------------------------------------------------------ maps
 
-    def max_pool(self, x: Tensor, kernel: int = 2, stride: int = 2) -> Tensor:
-        """The largest value of each window."""
-        return self._pool("max_pool", x, kernel, stride)
+    def max_pool(self, x: Tensor, kernel: int = 2, stride: int = 2, ceil: bool = False) -> Tensor:
+        """The largest value of each window; `ceil`: windows reach over the map's end, and no side is padded."""
+        return self._pool("max_pool", x, kernel, stride, ceil)
 
-    def avg_pool(self, x: Tensor, kernel: int = 2, stride: int = 2) -> Tensor:
-        """The mean of each window."""
-        return self._pool("avg_pool", x, kernel, stride)
+    def avg_pool(self, x: Tensor, kernel: int = 2, stride: int = 2, ceil: bool = False) -> Tensor:
+        """The mean of each window; `ceil` as of `max_pool`."""
+        return self._pool("avg_pool", x, kernel, stride, ceil)
 
     def global_pool(self, x: Tensor) -> Tensor:
         """The mean of each channel's whole map."""
@@ -179,12 +179,14 @@ class Sketch:
 
     # ------------------------------------------------------------ pieces
 
-    def _pool(self, kind: str, x: Tensor, kernel: int, stride: int) -> Tensor:
-        if kernel % 2:
+    def _pool(self, kind: str, x: Tensor, kernel: int, stride: int, ceil: bool) -> Tensor:
+        if ceil:
+            size = (-(-(x.size[0] - kernel) // stride) + 1, -(-(x.size[1] - kernel) // stride) + 1)
+        elif kernel % 2:
             size = _strided(x.size, stride)
         else:
             size = ((x.size[0] - kernel) // stride + 1, (x.size[1] - kernel) // stride + 1)
-        return self._append(kind, (x,), x.groups, size, kernel=(kernel, kernel), stride=(stride, stride))
+        return self._append(kind, (x,), x.groups, size, kernel=(kernel, kernel), stride=(stride, stride), ceil=ceil)
 
     def _new(self, width: int) -> tuple[str, ...]:
         """A channel group for the tensor that the next operator writes."""

@@ -15,6 +15,12 @@ VECTOR = 16
 """Channels of the widest blocks in use: 16 float32 of AVX-512, 16 bytes of NEON and SSE."""
 BORDERS = frozenset({"quantize", "dequantize"})
 POOLS = frozenset({"max_pool", "avg_pool"})
+MOVES = frozenset({"shuffle", "transpose"})
+"""Kinds that a runtime whose kernels keep channels in a layout of their own leaves that layout for."""
+PASSES = frozenset({"concat", "slice"})
+"""Kinds that work in the layout that they find."""
+FUSED, FRESH = "fused", "fresh"
+"""Places of an operator: inside the one that it reads; a shuffle of what was computed and not moved before."""
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 QUANTISED = frozenset(
     {
@@ -88,12 +94,18 @@ class Part(NamedTuple):
     channels: Channels
 
 
-def parts(shape: OperatorShape, channels: Channels | None = None, fused: bool = False) -> Iterator[Part]:
-    """The operator itself, and its fused activation as a function of its output; nothing for kinds that are free."""
+def parts(shape: OperatorShape, channels: Channels | None = None, place: str = "") -> Iterator[Part]:
+    """The operator itself, what its place adds, and its fused activation as a function of its output.
+
+    Nothing for kinds that are free. A shuffle of a tensor that kernels computed is two parts: some runtimes have to
+    bring it into another layout first, and leave it there for the next one.
+    """
     if shape.kind in FREE:
         return
     given = channels or Channels(float(shape.in_channels), float(shape.out_channels))
-    yield Part(row_name(shape, fused), shape, given)
+    yield Part(row_name(shape, place == FUSED), shape, given)
+    if place == FRESH:
+        yield Part(f"{shape.kind}.{FRESH}", shape, given)
     name = fused_row_name(shape)
     if name is not None:
         yield Part(name, activation_alone(shape), Channels(given.outputs, given.outputs))

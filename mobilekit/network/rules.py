@@ -171,7 +171,9 @@ def _pool(walk: Walk, node: fx.Node) -> None:
     kernel = argument(node, 1, "kernel_size")
     stride = argument(node, 2, "stride")
     kind = "max_pool" if "max" in op_name(node) else "avg_pool"
-    walk.same_channels(node, kind, kernel=pair(kernel), stride=pair(stride or kernel))
+    ceil = argument(node, 5 if kind == "max_pool" else 4, "ceil_mode", False)
+    ceil = bool(ceil) and not any(pair(argument(node, 3, "padding", 0)))
+    walk.same_channels(node, kind, kernel=pair(kernel), stride=pair(stride or kernel), ceil=ceil)
 
 
 def _pool_to_size(walk: Walk, node: fx.Node) -> None:

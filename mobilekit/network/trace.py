@@ -64,6 +64,7 @@ def _network(walk: Walk, name: str, input_shape: tuple[int, ...]) -> Network:
                 groups=draft.groups,
                 depthwise=draft.depthwise,
                 activation=draft.activation,
+                ceil=draft.ceil,
             )
             for draft in walk.operators.values()
         ),

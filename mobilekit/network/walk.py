@@ -43,6 +43,7 @@ class Draft:
     groups: int = 1
     depthwise: bool = False
     activation: str | None = None
+    ceil: bool = False
 
 
 class Walk:
@@ -135,7 +136,7 @@ class Walk:
         if data:
             self.operator(node, kind, data, **facts)
 
-    def same_channels(self, node: fx.Node, kind: str, **facts: tuple[int, int]) -> None:
+    def same_channels(self, node: fx.Node, kind: str, **facts: Any) -> None:
         """Enter an operator that works on each channel alone."""
         data, result = node_argument(node, 0), result_of(node)
         if result is None:

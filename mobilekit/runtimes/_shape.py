@@ -13,12 +13,15 @@ def plain(activation: str | None) -> str | None:
 def padding(shape: OperatorShape) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows (before, after) and columns (before, after) of padding that lead from in_size to out_size."""
     (top, bottom), (left, right) = (
-        _pad_axis(*axis) for axis in zip(shape.in_size, shape.out_size, shape.kernel, shape.stride, strict=True)
+        _pad_axis(*axis, shape.ceil)
+        for axis in zip(shape.in_size, shape.out_size, shape.kernel, shape.stride, strict=True)
     )
     return (top, bottom), (left, right)
 
 
-def _pad_axis(size: int, out: int, kernel: int, stride: int) -> tuple[int, int]:
+def _pad_axis(size: int, out: int, kernel: int, stride: int, ceil: bool) -> tuple[int, int]:
     total = max((out - 1) * stride + kernel - size, 0)
+    if ceil:
+        return 0, total
     # PyTorch pads both sides alike; where the last row is never read, the missing one is at the end.
     return (total + 1) // 2, total // 2

@@ -64,6 +64,8 @@ def _pads(step: Step, axis: int, size: int) -> Pads:
     """Zeros before and after one axis."""
     shape = step.shape
     before, after = padding(shape)[axis]
+    if shape.ceil:
+        return before, after
     low, high = min(before, after), max(before, after)
     room = shape.in_size[axis] - shape.kernel[axis]
     stride, out = shape.stride[axis], shape.out_size[axis]

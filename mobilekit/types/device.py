@@ -25,8 +25,8 @@ class KindModel(Value):
     """Price model of one operator kind: what each unit of each of its features costs.
 
     Features are defined in `mobilekit.cost.features`; a feature that is absent costs nothing. `low` and `high` multiply
-    the price to give the interval that held for 80 % of the left-out samples; `max_macs` and `max_bytes` are the
-    largest sampled: above them a price is extrapolated.
+    the price to give the interval that held for 80 % of the left-out samples; `min_macs` to `max_macs` and `min_bytes`
+    to `max_bytes` is what was sampled: outside of it a price is extrapolated.
     """
 
     coefficients: dict[str, NonNegative]
@@ -39,6 +39,8 @@ class KindModel(Value):
     """Of left-out samples that are mostly of this kind; None where there were none."""
     max_macs: NonNegative
     max_bytes: NonNegative
+    min_macs: NonNegative = 0.0
+    min_bytes: NonNegative = 0.0
 
 
 class Validation(Value):

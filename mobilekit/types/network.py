@@ -29,6 +29,8 @@ class OperatorShape(Value):
     groups: int = 1
     inputs: int = 1
     activation: str | None = None
+    ceil: bool = False
+    """A pool's last windows reach over the map's end (PyTorch's ceil_mode), where others pad all sides alike."""
 
     @property
     def cost_kind(self) -> str:
@@ -85,6 +87,8 @@ class Operator(Value):
     depthwise: bool = False
     """Groups follow the channel count when it shrinks."""
     activation: str | None = None
+    ceil: bool = False
+    """As of `OperatorShape`."""
 
     def shape(self, in_channels: int, out_channels: int) -> OperatorShape:
         """The operator with these channel counts."""
@@ -99,6 +103,7 @@ class Operator(Value):
             groups=in_channels if self.depthwise else self.groups,
             inputs=max(1, len(self.inputs)) if self.kind in ("add", "mul") else 1,
             activation=self.activation,
+            ceil=self.ceil,
         )
 
 
