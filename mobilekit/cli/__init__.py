@@ -7,13 +7,15 @@ import sys
 
 import typer
 
-from mobilekit.cli import profiles
+from mobilekit.cli import packing, profiles
 from mobilekit.cli.jobs import app
 from mobilekit.cli.terminal import errors
 from mobilekit.errors import MobilekitError
 
 __all__ = ["app", "main"]
 
+app.command()(packing.pack)
+app.command()(packing.unpack)
 app.add_typer(profiles.app, name="profile")
 
 
