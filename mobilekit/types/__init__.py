@@ -14,7 +14,17 @@ from mobilekit.types.network import (
     OperatorShape,
     Producer,
 )
-from mobilekit.types.plan import Budget, Candidate, ChosenOption, Json, Option, Plan, QuantSpec, RejectedOption
+from mobilekit.types.plan import (
+    Budget,
+    Calibration,
+    Candidate,
+    ChosenOption,
+    Json,
+    Option,
+    Plan,
+    QuantSpec,
+    RejectedOption,
+)
 from mobilekit.types.report import (
     Finding,
     Interval,
@@ -36,6 +46,7 @@ __all__ = [
     "BenchRequest",
     "BenchResult",
     "Budget",
+    "Calibration",
     "Candidate",
     "ChannelGroup",
     "ChosenOption",

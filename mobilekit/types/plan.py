@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,6 +113,20 @@ class QuantSpec(Value):
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Inputs to measure a network on, for levers that look at activations or gradients, or re-fit weights."""
+
+    inputs: tuple[torch.Tensor, ...]
+    """Batches (N, C, H, W)."""
+    targets: tuple[Any, ...] | None = None
+    """What the loss compares the outputs with, one for each batch; None: there are no labels."""
+    loss: Callable[[torch.Tensor, Any], torch.Tensor] | None = None
+    """Loss of an output and a target, a scalar tensor; None: cross entropy."""
+    seed: int = 0
+    """Fixes every draw: sampled positions, and labels drawn from the network's own output."""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A network on its way: the module, its input and what was done to it. The module is never changed in place."""
 
@@ -120,6 +135,8 @@ class Candidate:
     network: Network
     quant: QuantSpec | None = None
     history: tuple[Option, ...] = ()
+    calibration: Calibration | None = None
+    """None: levers that need data refuse."""
 
     def after(self, option: Option, **changes: Any) -> Candidate:
         """The candidate after one more option."""
