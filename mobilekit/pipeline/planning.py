@@ -23,6 +23,8 @@ MARGIN = 0.92
 """The search stays this far inside the limit: paired ratios on a shared machine repeat within 6 to 7 %."""
 GRID = 0.05
 """Corrections are rounded to 5 %: finer digits are noise, and would make plans differ from run to run."""
+SEARCHED = ("channel_pruning", "int8")
+"""The levers that the search combines; the others are applied by their names."""
 
 
 class Baseline(Value):
@@ -136,7 +138,7 @@ def anchored(run: Run, network: Network, base: Baseline) -> Prices:
 def _options(run: Run, network: Network) -> list[Option]:
     """Everything that the levers offer for this network and runtime."""
     found = []
-    for name in registry.names("transforms"):
+    for name in SEARCHED:
         lever = registry.transform(name)
         if lever.changes == "structure" and not run.job.workload.trusted:
             continue  # without real inputs nobody can tell what removing channels does
@@ -237,7 +239,7 @@ def with_damages(run: Run, prices: Prices, base: Baseline, known: list[Offer]) -
 def write_plan(run: Run, prices: Prices, searched: Search, found: Found, target_ms: float) -> Plan:
     """The plan as data, with a sentence for every lever."""
     job = run.job
-    levers = [registry.transform(name) for name in registry.names("transforms")]
+    levers = [registry.transform(name) for name in SEARCHED]
     estimate = price(searched.predict(found.choice), prices.profile, prices.runtime)
     warnings = []
     if estimate.extrapolated:
