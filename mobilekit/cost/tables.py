@@ -15,7 +15,7 @@ from mobilekit.types import CostTable, Network, Precision
 Fused = Mapping[tuple[str, str], Collection[str]]
 """(runtime, precision) -> fusions."""
 
-SHARE_WEIGHT = 0.5
+SHARE_WEIGHT = 1.0
 """Weight of all operators of a sample beside the sample: they say which kernel is dear, it says what really passed."""
 LEAST_SHARE = 0.03
 """Part of a run below which a kernel's time is mostly noise."""
