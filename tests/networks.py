@@ -6,9 +6,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor, nn
 
 SIDE = 16
+SLOW_TO_TRACE = settings(
+    deadline=None,
+    max_examples=6,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),  # shrinking would trace hundreds of networks
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def example() -> Tensor:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from networks import SamePadConv, build, conv_bn, example, headed
+from networks import SLOW_TO_TRACE, SamePadConv, build, conv_bn, example, headed
 from test_rewrite import PIECES, of_pieces
 from torch import Tensor, nn
 
@@ -29,13 +29,6 @@ from mobilekit.transforms.low_rank import LowRank, rank_for_energy
 from mobilekit.types import Candidate, Network, OperatorShape, Option, QuantSpec, RuntimeEntry
 
 ENTRY = RuntimeEntry(name="onnx", precisions=("fp32", "int8"), channel_multiple=1)
-SLOW_TO_TRACE = settings(
-    deadline=None,
-    max_examples=6,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)
 KERNELS = {"svd": (10, 7, 1, 1), "spatial": (10, 7, 3, 5), "tucker2": (10, 7, 3, 5), "cp": (4, 3, 2, 3)}
 
 

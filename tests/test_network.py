@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, NOT_ZERO_FOR_ZERO, SIDE, SamePadConv, blocks, build, example
+from networks import NETWORKS, NOT_ZERO_FOR_ZERO, SIDE, SLOW_TO_TRACE, SamePadConv, blocks, build, example
 from torch import Tensor, nn
 
 from mobilekit.errors import BadInputError
@@ -22,13 +22,7 @@ from mobilekit.network import shrink, trace
 from mobilekit.types import Network
 
 Dead = Mapping[str, Sequence[int]]
-QUICK = settings(
-    deadline=None,
-    max_examples=40,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate),  # shrinking would trace hundreds of networks
-    suppress_health_check=list(HealthCheck),
-)
+QUICK = settings(SLOW_TO_TRACE, max_examples=40)
 
 
 @functools.cache

@@ -9,9 +9,22 @@ import sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from networks import NETWORKS, Dense, Fire, Inverted, Residual, Shuffle, SqueezeConv, build, conv_bn, example, headed
+from networks import (
+    NETWORKS,
+    SLOW_TO_TRACE,
+    Dense,
+    Fire,
+    Inverted,
+    Residual,
+    Shuffle,
+    SqueezeConv,
+    build,
+    conv_bn,
+    example,
+    headed,
+)
 from networks import settled as with_statistics
 from torch import Tensor, nn
 
@@ -20,14 +33,6 @@ from mobilekit.errors import UnsupportedError
 from mobilekit.network import trace
 from mobilekit.transforms._rewrite import Link, replaceable, replaced
 from mobilekit.types import Candidate, Network, Operator, Option
-
-SLOW_TO_TRACE = settings(
-    deadline=None,
-    max_examples=6,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @functools.cache

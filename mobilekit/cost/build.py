@@ -234,7 +234,7 @@ class _Survey:
     def _disturbed(self) -> list[Network]:
         """Whole networks that were timed, in some variant, at no moment when the machine was undisturbed."""
         speed = speed_of(self.samples)
-        names = [s.network.name for s in self.samples if not s.steady(speed)]
+        names = {s.network.name for s in self.samples if not s.steady(speed)}
         return [network for network in self.whole if network.name in names][:AGAIN]
 
     def _next(self, drawn: Sequence[Network], variant: Variant) -> list[int]:

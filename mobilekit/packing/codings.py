@@ -123,22 +123,19 @@ def _from_huffman(coded: bytes, size: int) -> bytes:
 
 
 def _from_zlib(coded: bytes, size: int) -> bytes:
-    stream = zlib.decompressobj()
-    try:
-        data = stream.decompress(coded, size + 1)
-    except zlib.error as error:
-        raise BadInputError("a piece is damaged: zlib cannot read it") from error
-    if not stream.eof or stream.unused_data:
-        raise BadInputError("a piece is damaged: its size is wrong")
-    return data
+    return _from_stream(zlib.decompressobj(), "zlib", coded, size)
 
 
 def _from_lzma(coded: bytes, size: int) -> bytes:
-    stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS)
+    return _from_stream(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS), "lzma", coded, size)
+
+
+def _from_stream(stream: Any, name: str, coded: bytes, size: int) -> bytes:
+    """What one of the standard library's decompressors makes of the bytes: at most one more than the size."""
     try:
-        data = stream.decompress(coded, size + 1)
-    except lzma.LZMAError as error:
-        raise BadInputError("a piece is damaged: lzma cannot read it") from error
+        data: bytes = stream.decompress(coded, size + 1)
+    except (zlib.error, lzma.LZMAError) as error:
+        raise BadInputError(f"a piece is damaged: {name} cannot read it") from error
     if not stream.eof or stream.unused_data:
         raise BadInputError("a piece is damaged: its size is wrong")
     return data

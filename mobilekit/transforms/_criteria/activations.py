@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mobilekit.errors import UnsupportedError
@@ -79,7 +80,7 @@ class _Watch(TorchFunctionMode):
                 return tuple(s for part in parts for s in self._known(part) or ((False, part.shape[1]),))
             return None
         # the trace has refused groups whose channels anything else rearranges: what keeps axis 1 keeps its channels
-        for tensor in _tensors((args, kwargs)):
+        for tensor in (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)):
             layout = self._known(tensor)
             if layout and sum(length for _, length in layout) == result.shape[1]:
                 return layout
@@ -108,14 +109,3 @@ def _gives_zeros(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 def _depthwise(given: dict[str, Any], result: torch.Tensor) -> bool:
     return bool(given.get("groups", 1) == given["input"].shape[1] == result.shape[1] > 1)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
