@@ -149,6 +149,44 @@ class SqueezeLinear(nn.Module):
         return x * scale.expand_as(x)
 
 
+class SqueezeResidual(nn.Module):
+    """SENet's residual block: the gate in front of the sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = conv_bn(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.excite = SqueezeLinear(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.excite(self.second(self.first(x))) + x)
+
+
+class SqueezeSwish(SqueezeConv):
+    """EfficientNet's squeeze and excite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.expand(F.silu(self.reduce(F.adaptive_avg_pool2d(x, 1))))) * x
+
+
+class MobileInverted(nn.Module):
+    """EfficientNet's block: MobileNetV2's with SiLU, and a gate in front of the projection."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        hidden = inputs * 3
+        self.layers = nn.Sequential(
+            nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.SiLU(inplace=True),
+            nn.Conv2d(hidden, hidden, 5, stride, 2, groups=hidden, bias=False), nn.BatchNorm2d(hidden), nn.SiLU(),
+            SqueezeSwish(hidden),
+            nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + x if self.residual else self.layers(x)
+
+
 class Fire(nn.Module):
     """SqueezeNet's block."""
 
@@ -193,6 +231,28 @@ class Shuffle(nn.Module):
         y = torch.cat((left, self.branch(right)), dim=1)
         b, c, h, w = y.shape
         return y.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+
+
+class ShuffleGroups(nn.Module):
+    """ShuffleNetV1's unit: grouped pointwise convolutions around a shuffle; half the size beside a pooled map."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, groups: int = 2) -> None:
+        super().__init__()
+        made, hidden = outputs - (inputs if stride == 2 else 0), 4
+        self.groups = groups
+        self.first = conv_bn(inputs, hidden, 1, groups=groups)
+        self.second = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False), nn.BatchNorm2d(hidden),
+            nn.Conv2d(hidden, made, 1, groups=groups, bias=False), nn.BatchNorm2d(made),
+        )  # fmt: skip
+        self.pool = nn.AvgPool2d(3, 2, 1) if stride == 2 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        b, c, h, w = y.shape
+        y = y.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+        y = self.second(y)
+        return F.relu(x + y if self.pool is None else torch.cat([self.pool(x), y], 1))
 
 
 class UNet(nn.Module):
@@ -348,8 +408,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "squeeze_conv": lambda: headed(conv_bn(3, 8), SqueezeConv(8), conv_bn(8, 10), SqueezeConv(10), width=10),
     "squeeze_linear": lambda: headed(conv_bn(3, 8), SqueezeLinear(8), conv_bn(8, 10), width=10),
     "squeezenet": lambda: headed(conv_bn(3, 8, stride=2), Fire(8, 4, 6), nn.MaxPool2d(2), Fire(12, 5, 7), width=14),
+    "senet": lambda: headed(conv_bn(3, 8), SqueezeResidual(8), SqueezeResidual(8), width=8),
+    "efficientnet": lambda: headed(conv_bn(3, 6, stride=2), MobileInverted(6, 8, 2), MobileInverted(8, 8), width=8),
     "inception": lambda: headed(conv_bn(3, 8), Inception(8), conv_bn(24, 10, 1), width=10),
     "shufflenet_v2": lambda: headed(conv_bn(3, 8, stride=2), Shuffle(8), conv_bn(8, 10, 1), width=10),
+    "shufflenet_v1": lambda: headed(
+        conv_bn(3, 6), conv_bn(6, 8), ShuffleGroups(8, 16, 2), ShuffleGroups(16, 16), conv_bn(16, 10, 1), width=10
+    ),
     "resnext": lambda: headed(conv_bn(3, 8), conv_bn(8, 12, 1), conv_bn(12, 12, groups=3), conv_bn(12, 9, 1), width=9),
     "unet": UNet,
     "same_pad": lambda: headed(

@@ -1,4 +1,4 @@
-"""Distillation on small real networks."""
+"""The training loop and distillation on small real networks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilekit.errors import MobilekitError
+from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.training import distillation
 from mobilekit.training.distillation import State, TrainingJob, distil
+from mobilekit.training.hooks import Labels
+from mobilekit.training.job import Recipe
+from mobilekit.training.loop import train
 
 STEPS = 60
 
@@ -216,3 +219,152 @@ def test_the_users_code_fails_in_one_sentence(changes: dict[str, Any], sentence:
     with pytest.raises(MobilekitError, match=sentence) as caught:
         distil(net(4, 5), net(8, 0), job(**changes))
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- the loop itself
+
+
+def dropping(seed: int = 5) -> nn.Module:
+    """Batch norm and dropout: state beside the weights, and random numbers in every step."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+
+
+def shuffled() -> list[tuple[Tensor, Tensor]]:
+    """Batches in an order drawn from the global random numbers, as users' data loaders do."""
+    data = labelled()
+    return [data[place] for place in torch.randperm(len(data))]
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("at", [1, 7, 29])
+def test_with_a_fixed_number_of_steps_a_killed_training_ends_as_an_uninterrupted_one(optimiser: Any, at: int) -> None:
+    recipe = Recipe(steps=30, optimiser=optimiser, learning_rate=0.01, checkpoint_seconds=-1.0)
+    kept: list[State] = []
+
+    def kill(fraction: float) -> None:
+        if round(fraction * 30) == at:
+            raise Killed
+
+    def save(state: State) -> None:
+        kept.append({name: tensor.detach().clone() for name, tensor in state.items()})
+
+    whole = train(dropping(), Labels(), job(batches=shuffled), recipe)
+    with pytest.raises(Killed):
+        train(dropping(), Labels(), job(batches=shuffled, save=save, progress=kill), recipe)
+    calls: list[float] = []
+    torch.manual_seed(99)  # what came before in the process must not matter
+    again = train(
+        dropping(8), Labels(), job(batches=shuffled, load=lambda: kept[-1], progress=calls.append), recipe
+    )  # fmt: skip
+    assert len(calls) == 30 - at
+    assert same(whole.module, again.module)
+    assert (whole.first_loss, whole.last_loss) == (again.first_loss, again.last_loss)
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    train(dropping_like(), Labels(), job(batches=shuffled), Recipe(steps=2))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def dropping_like() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return dropping()
+
+
+def test_one_step_of_sgd_is_the_gradient_at_the_warm_ups_first_rate() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    inputs, target = labelled()[0]
+    weight = module[1].weight.detach().clone()
+    nn.functional.cross_entropy(module(inputs), target).backward()
+    gradient = module[1].weight.grad.clone()
+    recipe = Recipe(steps=1, optimiser="sgd", learning_rate=0.5, weight_decay=0.0, clip=1e9)
+    train(module, Labels(), job(batches=lambda: [(inputs, target)]), recipe)
+    torch.testing.assert_close(module[1].weight.detach(), weight - 0.1 * 0.5 * gradient)
+
+
+def test_the_gradients_norm_is_clipped() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    before = torch.cat([each.detach().flatten().clone() for each in module.parameters()])
+    recipe = Recipe(steps=1, optimiser="sgd", learning_rate=1.0, weight_decay=0.0, clip=0.01, warmup=0.0)
+    train(module, Labels(), job(), recipe)
+    moved = torch.cat([each.detach().flatten() for each in module.parameters()]) - before
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
+    recipe = Recipe(warmup=0.2)
+    assert recipe.schedule(0.0) == pytest.approx(0.1)
+    assert recipe.schedule(0.1) == pytest.approx(0.55)
+    assert recipe.schedule(0.2) == 1.0
+    assert recipe.schedule(0.6) == pytest.approx(0.5)
+    assert recipe.schedule(1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_rates_by_path_freeze_and_slow() -> None:
+    module = dropping()
+    before = copy.deepcopy(module)
+    rates = {"": 0.1, "0": 0.0, "1": 0.0, "6.bias": 1.0}
+    recipe = Recipe(steps=1, optimiser="sgd", learning_rate=1.0, weight_decay=0.0, warmup=0.0, rates=rates)
+    assert [recipe.rate(name) for name in ("6.weight", "0.weight", "6.bias", "60.weight")] == [0.1, 0.0, 1.0, 0.1]
+    train(module, Labels(), job(), recipe)
+    for place in (0, 1):  # frozen, the batch norm's statistics too
+        assert same(module[place], before[place])
+    assert not torch.equal(module[6].weight, before[6].weight)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_frozen_parameters_stay() -> None:
+    module = dropping()
+    module[0].weight.requires_grad_(requires_grad=False)
+    before = copy.deepcopy(module)
+    train(module, Labels(), job(), Recipe(steps=3))
+    assert torch.equal(module[0].weight, before[0].weight)
+    assert not module[0].weight.requires_grad
+    assert not torch.equal(module[0].bias, before[0].bias)
+    for parameter in module.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    with pytest.raises(BadInputError, match="nothing to train"):
+        train(module, Labels(), job(), Recipe(steps=3))
+
+
+def test_a_gradient_that_is_not_finite() -> None:
+    def root(module: nn.Module, inputs: Tensor, _: Any) -> Tensor:
+        return (module(inputs) * 0).sum().sqrt()  # a finite loss of an infinite slope
+
+    with pytest.raises(MobilekitError, match=r"^the gradient is not finite at step 1: "):
+        train(dropping(), root, job(), Recipe(steps=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "one is the least"),
+        ({"learning_rate": float("nan")}, "learning rate is nan"),
+        ({"learning_rate": -1.0}, "above zero"),
+        ({"clip": 0.0}, "gradient clip is 0"),
+        ({"warmup": 1.0}, "fractions"),
+        ({"weight_decay": -1.0}, "weight decay is -1"),
+        ({"optimiser": "adam"}, "no optimiser"),
+        ({"rates": {"0": -0.5}}, "zero or more"),
+        ({"steps": 1, "rates": {"7": 1.0}}, "no parameter at '7'"),
+    ],
+)
+def test_recipes_that_make_no_sense(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        train(dropping(), Labels(), job(), Recipe(**changes))
+
+
+def test_no_time_and_no_labels_are_refused() -> None:
+    with pytest.raises(BadInputError, match="more than zero"):
+        train(dropping(), Labels(), job(seconds=0.0), Recipe())
+    with pytest.raises(MobilekitError, match="needs labels"):
+        train(dropping(), Labels(), job(batches=images, labelled=False), Recipe(steps=1))

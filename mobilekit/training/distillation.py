@@ -1,11 +1,14 @@
-"""Knowledge distillation from the original network (Hinton, Vinyals, Dean 2015, arXiv:1503.02531)."""
+"""Knowledge distillation from the original network: its outputs, its features, where it looks.
+
+Soft targets after Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), hints after FitNets (Romero et al. 2015,
+arXiv:1412.6550), attention transfer after Zagoruyko and Komodakis 2017 (arXiv:1612.03928).
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,181 +16,146 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mobilekit.errors import MobilekitError
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError
+from mobilekit.training.features import Hints, Watch, attention_loss, checked_points, matching_points, outputs_at
+from mobilekit.training.hooks import Hook, Objective
+from mobilekit.training.job import Recipe, State, Trained, TrainingJob, endless, said
+from mobilekit.training.loop import train
+
+__all__ = ["Distillation", "Mix", "State", "Trained", "TrainingJob", "distil", "soft_target_loss"]
 
 TEMPERATURE = 4.0
 TEACHER_WEIGHT = 0.9
 """Share of the teacher in the loss where there are labels too."""
-LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 1e-4
-WARMUP = 0.1
 FEWEST_STEPS, MOST_STEPS = 100, 4000
 CHECKPOINT_SECONDS = 15.0
 
-State = dict[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
-class TrainingJob:
-    """What to train with.
+class Mix:
+    """What of the teacher the student is to match. Raises BadInputError for numbers that make no sense."""
 
-    `batches` gives a fresh pass over the data: (input, target) pairs where `labelled`, else inputs alone.
-    `load` and `save` keep the state that a killed run goes on from.
+    temperature: float = TEMPERATURE
+    teacher: float = TEACHER_WEIGHT
+    """Share of the teacher's outputs beside the labels, 0 to 1; without labels the outputs count whole."""
+    hints: float = 0.0
+    """Weight of the features' mean squared error, 0: none."""
+    attention: float = 0.0
+    """Weight of the attention maps' distance, 0: none."""
+    points: tuple[str, ...] | None = None
+    """Module paths whose features are compared; None: the ends of stages that both networks have."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise BadInputError(f"the temperature is {self.temperature}: it must be above zero")
+        if not 0 <= self.teacher <= 1:
+            raise BadInputError(f"the teacher's share of the loss is {self.teacher}: it must be from 0 to 1")
+        for name, weight in (("hints", self.hints), ("attention", self.attention)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise BadInputError(f"the weight of {name} is {weight}: it must be zero or more")
+
+
+def soft_target_loss(output: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Divergence of softened classes, times the square of the temperature, so that gradients keep their size.
+
+    Both are logits (N, classes); maps and other outputs are compared by their mean squared error.
     """
-
-    batches: Callable[[], Iterable[Any]]
-    labelled: bool
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    seconds: float
-    """Time to spend, within bounds on the number of steps; a resumed training goes on with what is left of it."""
-    seed: int
-    load: Callable[[], State | None]
-    save: Callable[[State], None]
-    progress: Callable[[float], None]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The trained copy and what the training did."""
-
-    module: nn.Module
-    steps: int
-    first_loss: float
-    last_loss: float
+    if output.ndim != 2:
+        return functional.mse_loss(output, wanted)
+    divergence = functional.kl_div(
+        functional.log_softmax(output / temperature, dim=1),
+        functional.log_softmax(wanted / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
 
 
-def distil(student: nn.Module, teacher: nn.Module, job: TrainingJob) -> Trained:
-    """Train a copy of the student to give the teacher's outputs, and the labels where there are any.
+class Distillation(Objective):
+    """The loss of a student beside its teacher, which is copied and stays as it is.
 
-    Raises MobilekitError when the loss is no longer finite.
+    `example` is an input (N, C, H, W), needed for hints and attention. Raises BadInputError for points that a network
+    lacks, UnsupportedError where the features there cannot be compared.
     """
-    torch.manual_seed(job.seed)
-    student = copy.deepcopy(student).train()
-    teacher = copy.deepcopy(teacher).eval()
-    optimiser = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    run = _Run(student, teacher, optimiser, job)
-    run.resume()
-    run.train()
-    return Trained(student.eval(), run.step, run.first_loss, run.last_loss)
-
-
-class _Run:
-    """The loop's state: what is saved is enough to go on after a kill."""
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, optimiser: torch.optim.Optimizer, job: TrainingJob
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        mix: Mix | None = None,
+        loss: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
+        example: torch.Tensor | None = None,
     ) -> None:
-        self.student, self.teacher, self.optimiser, self.job = student, teacher, optimiser, job
-        self.step = 0
-        self.elapsed = 0.0
-        self.first_loss = self.last_loss = float("nan")
-
-    def resume(self) -> None:
-        state = self.job.load()
-        if not state:
+        self.mix, self.loss = mix or Mix(), loss or functional.cross_entropy
+        self.teacher = copy.deepcopy(teacher).eval()
+        self.points: tuple[str, ...] = ()
+        self.parts: Hints | None = None
+        if not (self.mix.hints or self.mix.attention):
             return
-        counters = state.pop("progress").tolist()
-        self.step, self.elapsed = int(counters[0]), counters[1]
-        self.first_loss, self.last_loss = counters[2], counters[3]
-        self.student.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-        # AdamW's moments are rebuilt within a few steps: not worth three times the file
+        if example is None:
+            raise BadInputError("hints and attention need an example input")
+        given = self.mix.points
+        chosen = matching_points(student, teacher, example) if given is None else given
+        self.points = checked_points(student, teacher, chosen)
+        ours, theirs = (outputs_at(module, self.points, example) for module in (student, teacher))
+        for point in self.points:
+            if point not in ours or point not in theirs:
+                raise UnsupportedError(f"'{point}' gives no tensor in both networks that could be compared")
+            if self.mix.attention:
+                attention_loss(ours[point], theirs[point])
+        if self.mix.hints:
+            self.parts = Hints({point: ours[point] for point in self.points}, theirs)
 
-    @property
-    def done(self) -> float:
-        """Finished fraction: by time, but not before the fewest steps and not after the most."""
-        by_time = min(self.elapsed / self.job.seconds, self.step / FEWEST_STEPS)
-        return min(1.0, max(by_time, self.step / MOST_STEPS))
+    def __call__(self, module: nn.Module, inputs: torch.Tensor, target: Any) -> torch.Tensor:
+        """The loss of one batch."""
+        with torch.no_grad(), Watch(self.teacher, self.points) as theirs:
+            wanted = self.teacher(inputs)
+        with Watch(module, self.points) as ours:
+            output = module(inputs)
+        total = soft_target_loss(output, wanted, self.mix.temperature)
+        if target is not None:
+            total = self.mix.teacher * total + (1 - self.mix.teacher) * self.loss(output, target)
+        if self.parts is not None:
+            total = total + self.mix.hints * self.parts(ours, theirs)
+        if self.mix.attention:
+            maps = [attention_loss(ours[point], theirs[point]) for point in self.points]
+            total = total + self.mix.attention * torch.stack(maps).mean()
+        return total
 
-    def train(self) -> None:
-        data = self._endless()
-        before, started = self.elapsed, time.monotonic()
-        saved = started
-        first = self.step
-        while self.done < 1.0:
-            self._one(next(data))
-            now = time.monotonic()
-            self.elapsed = before + now - started
-            if now - saved > CHECKPOINT_SECONDS:
-                self._save()
-                saved = now
-            self.job.progress(self.done)
-        if self.step > first:
-            self._save()
 
-    def _one(self, batch: Any) -> None:
-        inputs, target = self._parts(batch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * self._schedule()
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    job: TrainingJob,
+    mix: Mix | None = None,
+    recipe: Recipe | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Trained:
+    """Train a copy of the student to match the teacher, and the labels where there are any.
+
+    `hooks` keep what a lever made of the student: `masks.KeptMasks(Masks.of_zeros(student))` its zeros. With hints or
+    attention, the first batch of a pass over the data says how the features look.
+
+    Raises MobilekitError when the loss is no longer finite or the user's data or loss fails, and as `Distillation`.
+    """
+    if recipe is None:
+        recipe = Recipe(fewest_steps=FEWEST_STEPS, most_steps=MOST_STEPS, checkpoint_seconds=CHECKPOINT_SECONDS)
+    student = copy.deepcopy(student)
+    objective = _objective(student, teacher, job, mix or Mix())
+    return train(student, objective, job, recipe, hooks)
+
+
+def _objective(student: nn.Module, teacher: nn.Module, job: TrainingJob, mix: Mix) -> Distillation:
+    """The loss, with adapters that are the same for the same seed."""
+    if not (mix.hints or mix.attention):
+        return Distillation(student, teacher, mix, job.loss)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        example, _ = next(endless(job))
         try:
-            inputs = inputs.to(memory_format=torch.channels_last)
-            with torch.inference_mode():
-                wanted = self.teacher(inputs)
-            loss = self._loss(self.student(inputs), wanted.clone(), target)
-            value = float(loss.detach())
-        except Exception as error:  # the user's data may not fit the network, and the loss is the user's code
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MobilekitError(f"the training step {self.step + 1} fails: {reason}") from error
-        if not math.isfinite(value):
-            raise MobilekitError(f"the training loss is {value} at step {self.step + 1}: check train_data() and loss()")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
-        self.optimiser.step()
-        self.step += 1
-        if self.step == 1:
-            self.first_loss = value
-        self.last_loss = value
-
-    def _parts(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """Input (N, C, H, W) and target of a batch."""
-        if not self.job.labelled:
-            return batch, None
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise MobilekitError(
-                "train_data() must give (input, target) pairs; inputs without labels come from distillation_data()"
-            )
-        return batch[0], batch[1]
-
-    def _schedule(self) -> float:
-        """Linear warm-up, then a cosine to zero (Loshchilov, Hutter 2017)."""
-        if self.done < WARMUP:
-            return 0.1 + 0.9 * self.done / WARMUP
-        return 0.5 * (1 + math.cos(math.pi * (self.done - WARMUP) / (1 - WARMUP)))
-
-    def _loss(self, output: torch.Tensor, wanted: torch.Tensor, target: Any) -> torch.Tensor:
-        if output.ndim == 2:
-            soft = functional.kl_div(
-                functional.log_softmax(output / TEMPERATURE, dim=1),
-                functional.log_softmax(wanted / TEMPERATURE, dim=1),
-                reduction="batchmean",
-                log_target=True,
-            ) * (TEMPERATURE**2)
-        else:
-            soft = functional.mse_loss(output, wanted)
-        if target is None:
-            return soft
-        hard = self.job.loss(output, target) if self.job.loss else functional.cross_entropy(output, target)
-        return TEACHER_WEIGHT * soft + (1 - TEACHER_WEIGHT) * hard
-
-    def _endless(self) -> Iterator[Any]:
-        """Passes over the data, one after another. Raises MobilekitError where a pass is empty."""
-        while True:
-            empty = True
-            for batch in self._pass():
-                empty = False
-                yield batch
-            if empty:
-                raise MobilekitError("the training data gave no batches")
-
-    def _pass(self) -> Iterator[Any]:
-        """One pass over the user's data, whose errors become one sentence."""
-        try:
-            yield from self.job.batches()
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MobilekitError(f"train_data() fails: {reason}") from error
-
-    def _save(self) -> None:
-        counters = torch.tensor([self.step, self.elapsed, self.first_loss, self.last_loss], dtype=torch.float64)
-        model = {f"model.{name}": tensor for name, tensor in self.student.state_dict().items()}
-        self.job.save({"progress": counters, **model})
+            return Distillation(student, teacher, mix, job.loss, example)
+        except MobilekitError:
+            raise
+        except Exception as error:  # the user's data may not fit the networks
+            raise MobilekitError(f"the features cannot be compared: {said(error)}") from error

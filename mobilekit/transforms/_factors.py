@@ -63,21 +63,20 @@ def _rearranged(kernel: np.ndarray) -> np.ndarray:
 def tucker2(kernel: np.ndarray, rank: int, rank_in: int, sweeps: int = HOOI_SWEEPS) -> Kernels:
     """(rank_in, C, 1, 1), (rank, rank_in, kh, kw) and (N, rank, 1, 1).
 
-    HOSVD on both channel axes, then sweeps of higher-order orthogonal iteration, none of which makes it worse
-    (De Lathauwer et al. 2000; for convolutions Kim et al. 2016, arXiv:1511.06530).
+    HOSVD on both channel axes, then sweeps of higher-order orthogonal iteration by TensorLy, none of which makes it
+    worse (De Lathauwer et al. 2000; for convolutions Kim et al. 2016, arXiv:1511.06530).
     """
+    from tensorly.decomposition import partial_tucker
+
     exact = kernel.astype(np.float64)
-    outer, inner = _leading(exact, 0, rank), _leading(exact, 1, rank_in)
-    kept = 0.0
-    for _ in range(sweeps):
-        outer = _leading(np.einsum("nchw,cs->nshw", exact, inner, optimize=True), 0, rank)
-        inner = _leading(np.einsum("nchw,nr->rchw", exact, outer, optimize=True), 1, rank_in)
-        core = _core(exact, outer, inner)
-        before, kept = kept, float(np.sum(core**2))
-        if kept - before <= 1e-7 * kept:
-            break
-    core = _core(exact, outer, inner)
-    return inner.T[:, :, None, None], core, outer[:, :, None, None]
+    taps = kernel.shape[2] * kernel.shape[3]
+    # neither side can have more directions than the other one leaves; TensorLy would give fewer columns than asked
+    ranks = [min(rank, rank_in * taps), min(rank_in, rank * taps)]
+    outer, inner = np.zeros((len(exact), rank)), np.zeros((exact.shape[1], rank_in))
+    if exact.any():  # TensorLy divides by the norm
+        (_, found), _ = partial_tucker(exact, ranks, modes=[0, 1], n_iter_max=sweeps, tol=1e-7)
+        outer[:, : ranks[0]], inner[:, : ranks[1]] = found
+    return inner.T[:, :, None, None], _core(exact, outer, inner), outer[:, :, None, None]
 
 
 def _core(kernel: np.ndarray, outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
