@@ -206,6 +206,48 @@ def test_an_inverted_residual_chain_with_two_widths() -> None:
     assert_same(replaced(network, place.module, chain), with_chain(module, place.module, *layers))
 
 
+class Branches(nn.Module):
+    """A slice of what is read beside a grouped convolution of it, shuffled; a dense layer behind."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs // 2, 6, 1, stride, bias=False)
+        self.two = nn.Conv2d(inputs, 4, 3, stride, 1, groups=2, bias=False)
+        self.last = nn.Conv2d(10, outputs, 1, groups=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.one(x.narrow(1, 0, x.shape[1] // 2)), self.two(x)], 1)
+        return self.last(nn.functional.channel_shuffle(y, 5))
+
+
+@SLOW_TO_TRACE
+@given(kinds=st.lists(st.sampled_from(PIECES), min_size=1, max_size=4), data=st.data())
+def test_graphs_with_slices_shuffles_and_groups_in_random_networks(kinds: list[str], data: st.DataObject) -> None:
+    module = of_pieces(kinds)
+    network = trace(module, example())
+    for _ in range(2):
+        found = [(o, network.shape(o)) for o in places(network) if o.kind == "conv"]
+        even = [(o, s) for o, s in found if not (s.in_channels % 2 or s.out_channels % 2) and s.kernel == (3, 3)]
+        if not even:
+            break
+        place, shape = data.draw(st.sampled_from(even))
+        inputs, outputs, stride = shape.in_channels, shape.out_channels, shape.stride
+        if network.axes.get(f"{place.module}.bias"):
+            break
+        chain = (
+            Link("half", "slice", inputs // 2, shape.in_size, reads=("<input>",)),
+            Link("one", "conv", 6, shape.out_size, stride=stride),
+            Link("two", "conv", 4, shape.out_size, (3, 3), stride, groups=2, reads=("<input>",)),
+            Link("both", "concat", 10, shape.out_size, reads=("one", "two")),
+            Link("mixed", "shuffle", 10, shape.out_size, groups=5),
+            Link("last", "conv", None, shape.out_size, groups=2),
+        )
+        changed = copy.deepcopy(module)
+        changed.set_submodule(place.module, Branches(inputs, outputs, stride[0]).eval())
+        module, network = changed, replaced(network, place.module, chain)
+    assert_same(network, module)
+
+
 # ---------------------------------------------------------------- names, precisions, refusals
 
 
@@ -251,7 +293,9 @@ def test_what_cannot_be_replaced_is_said(network: str, path: str, reason: str) -
         ((Link("0", "conv", 4, (16, 16)), Link("0", "conv", None, (16, 16))), "the same name"),
         ((Link("0", "linear", 4, (16, 16)), Link("1", "conv", None, (16, 16))), "conv layers only"),
         ((Link("0", "conv", None, (16, 16), activation="relu"),), "activation of its own"),
-        ((Link("0", "conv", 6, (16, 16), groups=3), Link("1", "conv", None, (16, 16))), "dense or depthwise"),
+        ((Link("0", "conv", 6, (16, 16), groups=2), Link("1", "conv", None, (16, 16))), "2 groups between 3 and 6"),
+        ((Link("0", "conv", 4, (16, 16)), Link("1", "shuffle", None, (16, 16), groups=2)), "has to have weights"),
+        ((Link("0", "conv", 4, (16, 16), reads=("1",)), Link("1", "conv", None, (16, 16))), "what comes after it"),
     ],
 )
 def test_chains_that_do_not_fit_are_refused(links: tuple[Link, ...], reason: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mobilekit.transforms._rewrite import Link
+from mobilekit.transforms._links import Link, macs
 from mobilekit.types import OperatorShape
+
+__all__ = ["METHODS", "Ranks", "full_ranks", "links", "macs", "offered_ranks", "saves_enough", "unsuited"]
 
 FRACTIONS = (1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)
 """Offered ranks, in parts of the full rank."""
@@ -73,17 +75,6 @@ def links(shape: OperatorShape, method: str, ranks: Ranks) -> tuple[Link, ...]:
 
 def _pair(these: tuple[int, int], others: tuple[int, int], taken: list[bool]) -> tuple[int, int]:
     return (these[0] if taken[0] else others[0], these[1] if taken[1] else others[1])
-
-
-def macs(shape: OperatorShape, chain: tuple[Link, ...]) -> int:
-    """Multiply-accumulates of one inference of the chain in the layer's place."""
-    total, inputs = 0, shape.in_channels
-    for link in chain:
-        outputs = shape.out_channels if link.width is None else link.width
-        taps = link.kernel[0] * link.kernel[1] * link.out_size[0] * link.out_size[1]
-        total += inputs // link.groups * outputs * taps
-        inputs = outputs
-    return total
 
 
 def unsuited(shape: OperatorShape, method: str) -> str | None:

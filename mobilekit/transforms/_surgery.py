@@ -13,7 +13,7 @@ from torch import nn
 
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.network.trial import first_line
-from mobilekit.transforms._rewrite import Link
+from mobilekit.transforms._links import Link
 from mobilekit.types import OperatorShape
 
 Pair = tuple[int, int]
@@ -139,9 +139,9 @@ def chain_of(layer: Layer, geometry: Geometry, links: Sequence[Link], kernels: S
         if isinstance(layer, nn.Linear):
             new: Layer = nn.Linear(kernel.shape[1], kernel.shape[0], bias is not None, device="meta")
         else:
-            new = _conv(link, kernel, geometry, [carrier == index for carrier in carriers])
+            new = conv_of(link, kernel.shape, geometry, [carrier == index for carrier in carriers])
             if index == 0 and any(geometry.margins):
-                new = _padded(new, geometry.margins)
+                new = padded_conv(new, geometry.margins)
         weight = torch.from_numpy(np.ascontiguousarray(kernel)).to(layer.weight)
         new.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
         new.bias = bias
@@ -156,17 +156,18 @@ def _carrier(links: Sequence[Link], axis: int) -> int:
     return next(moving, sized)
 
 
-def _conv(link: Link, kernel: np.ndarray, geometry: Geometry, carries: Sequence[bool]) -> nn.Conv2d:
+def conv_of(link: Link, kernel: tuple[int, ...], geometry: Geometry, carries: Sequence[bool]) -> nn.Conv2d:
+    """The link's convolution without weights, for a kernel of this shape; `carries`: the axes that it moves over."""
     rows = geometry.rows if carries[0] else (0, 0)
     columns = geometry.columns if carries[1] else (0, 0)
     dilation = (geometry.dilation[0] if carries[0] else 1, geometry.dilation[1] if carries[1] else 1)
     alike = rows[0] == rows[1] and columns[0] == columns[1]
     padding: str | Pair = (rows[0], columns[0]) if alike else "same"  # layers with stride 1 alone have others
-    sizes = (kernel.shape[1] * link.groups, kernel.shape[0], link.kernel, link.stride)
+    sizes = (kernel[1] * link.groups, kernel[0], link.kernel, link.stride)
     return nn.Conv2d(*sizes, padding, dilation, link.groups, bias=False, device="meta")
 
 
-def _padded(plain: nn.Conv2d, margins: tuple[int, int, int, int]) -> PaddedConv2d:
+def padded_conv(plain: nn.Conv2d, margins: tuple[int, int, int, int]) -> PaddedConv2d:
     """All margins in front of the first layer: a traced network counts them to the map that the layer reads."""
     sizes = (plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride, plain.padding, plain.dilation)
     new = PaddedConv2d(*sizes, plain.groups, bias=False, device="meta")  # type: ignore[arg-type]
@@ -174,8 +175,8 @@ def _padded(plain: nn.Conv2d, margins: tuple[int, int, int, int]) -> PaddedConv2
     return new
 
 
-def put(module: nn.Module, path: str, chain: nn.Sequential, example_input: torch.Tensor) -> None:
-    """Put the chain at this path of the module, in place, and run the module once in eval mode without gradients.
+def put(module: nn.Module, path: str, chain: nn.Module, example_input: torch.Tensor) -> None:
+    """Put the new layers at this path of the module, in place, and run the module once in eval mode without gradients.
 
     Raises UnsupportedError where the module's own forward fails then, or does not come by there exactly once: code
     that reads the layer's weight or keeps it in a plain list cannot be seen in a traced network.
