@@ -13,6 +13,8 @@ About an hour of one core for the bundled ResNet, half of that for the VGG-16.
 from __future__ import annotations
 
 import argparse
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,27 @@ def compress(network: str, method: method_list.Method) -> Cell:
     for stage, subject in (("before", found.before), ("after", found.after)):
         if subject is not None:
             cell[stage] = lab.accuracy(subject.module)
-    for runtime in lab.RUNTIMES:
+    for runtime in lab.RUNTIMES if method.timed else lab.RUNTIMES[:1]:
         cell["files"][runtime] = written(last, runtime, method.precision, FILES / network / method.key)
     if method.precision == "int8" and found.after is not None:
         # what a file of the network before its fine-tuning gives, for a float module says nothing of its int8 form
         early = written(found.before, "onnx", "int8", FILES / network / f"{method.key}-before")
         cell["before"] = early.get("accuracy")
     return cell
+
+
+def compress_all(networks: Sequence[str], only: Sequence[str] | None, cells: lab.Cells) -> None:
+    """Every method that is asked for; one that fails stops none of the others and is tried again the next time."""
+    for network in networks:
+        for method in method_list.methods(network):
+            if only and not any(part in method.name for part in only):
+                continue
+            try:
+                cells.compute(
+                    f"{network} {method.key}", lambda network=network, method=method: compress(network, method)
+                )
+            except Exception:  # noqa: BLE001 -- whatever it is, the next method is tried
+                lab.say(traceback.format_exc())
 
 
 def macs(subject: Candidate) -> int:
@@ -85,7 +101,10 @@ def written(subject: Candidate, runtime: str, precision: Precision, path: Path) 
 
 def measure(cells: lab.Cells, times: lab.Cells) -> None:
     """Time every file that is there beside its original's."""
+    timed = {f"{network} {m.key}" for network in lab.SUBJECTS for m in method_list.methods(network) if m.timed}
     for key, cell in cells.known().items():
+        if key not in timed:
+            continue
         for runtime, file in cell.get("files", {}).items():
             if "path" not in file:
                 continue
@@ -162,10 +181,12 @@ def overview(cells: dict[str, Cell], times: dict[str, Cell]) -> list[str]:
         if "refused" in cell:
             rows.append(f"| {method.name} | {paper} | {method.saves} | refused: {cell['refused']} | - |")
             continue
-        ratios = {name: times[f"resnet {method.key} {name}"] for name in lab.RUNTIMES if "path" in cell["files"][name]}
+        keys = {name: f"resnet {method.key} {name}" for name in lab.RUNTIMES}
+        ratios = {name: times[key] for name, key in keys.items() if key in times}
         faster = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["low"] > 1]
         slower = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["high"] < 1]
-        real = ", ".join(faster) or "none" + (f" (slower: {', '.join(slower)})" if slower else "")
+        real = ", ".join(faster) or ("none" if ratios else "-")
+        real += f" (slower: {', '.join(slower)})" if slower else ""
         accuracy = f"{percent(cell.get('before'))}, {percent(tuned(cell, method))}"
         rows.append(f"| {method.name} | {paper} | {method.saves} | {accuracy} | {real} |")
     return rows
@@ -205,13 +226,7 @@ def main() -> None:
     cells = lab.Cells(arguments.results / "methods.samples.jsonl")
     times = lab.Cells(arguments.results / "methods.times.jsonl")
     if arguments.step == "compress":
-        for network in arguments.network or ("resnet", "vgg"):
-            for method in method_list.methods(network):
-                if not arguments.only or any(part in method.name for part in arguments.only):
-                    cells.compute(
-                        f"{network} {method.key}",
-                        lambda network=network, method=method: compress(network, method),
-                    )
+        compress_all(arguments.network or ("resnet", "vgg"), arguments.only, cells)
     elif arguments.step == "measure":
         measure(cells, times)
     else:
