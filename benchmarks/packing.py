@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/packing.py [--out DIR]
 
-Clusters a 4096 x 4096 float32 matrix into 256 values, compares the error with scikit-learn's KMeans on samples, and packs a
+Clusters a 4096 x 4096 float32 matrix into 256 values, compares the error with scikit-learn on samples, and packs a
 LeNet-5 that is pruned and shares weights as in Deep Compression. Its weights are random with a fixed seed: only their
 number, density and bits are the paper's. Written to benchmarks/results/packing.json and packing.md. About a minute on
 one core.

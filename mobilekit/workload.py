@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from mobilekit.errors import BadInputError
+from mobilekit.types import Calibration, Candidate, Network
 
 CALIBRATION_SAMPLES = 512
 RANDOM_SAMPLES = 32
@@ -58,6 +59,11 @@ class Workload:
     accuracy_kind: str
     data: str
     """One sentence about the data that is used."""
+
+    def candidate(self, network: Network) -> Candidate:
+        """The original with its trace; levers that measure get the calibration inputs, if they are the user's own."""
+        calibration = Calibration(self.calibration, loss=self.loss) if self.trusted else None
+        return Candidate(self.module, self.example_input, network, calibration=calibration)
 
     def calibration_arrays(self, limit: int = CALIBRATION_SAMPLES) -> tuple[np.ndarray, ...]:
         """The first `limit` calibration samples as float32 batches for the runtimes."""

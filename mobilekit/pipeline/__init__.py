@@ -24,7 +24,6 @@ from mobilekit.store import Store
 from mobilekit.types import (
     BenchModel,
     Budget,
-    Candidate,
     ExportedModel,
     Failure,
     Measurement,
@@ -151,7 +150,7 @@ def _export(
             f"int8 needs calibration inputs: define calibration_data() in '{workload.spec}', or give calibration="
         )
     network = trace(workload.module, workload.example_input, workload.name)
-    candidate = Candidate(workload.module, workload.example_input, network)
+    candidate = workload.candidate(network)
     if precision == "int8":
         lever = registry.transform("int8")
         for option in lever.options(network, RuntimeEntry(name="any", precisions=("int8",), channel_multiple=1)):

@@ -39,7 +39,7 @@ class Run:
 
     def start(self, network: Network) -> Candidate:
         """The original as a candidate."""
-        return Candidate(self.job.workload.module, self.job.workload.example_input, network)
+        return self.job.workload.candidate(network)
 
     def export(self, candidate: Candidate, runtime: Runtime, precision: Precision, path: Path) -> None:
         """Write a file, calibrated where it is int8."""
