@@ -38,6 +38,8 @@ def blocks() -> dict[str, str]:
         found["demo"] = f"```\n{(RESULTS / 'demo.txt').read_text(encoding='utf-8').strip()}\n```"
     if (RESULTS / "predict.md").exists():
         found["predict"] = summary(RESULTS / "predict.md", 1)
+    if (RESULTS / "claims.md").exists():
+        found["claims"] = summary(RESULTS / "claims.md", 1)
     if (RESULTS / "published.md").exists():
         blocks_table = summary(RESULTS / "blocks.md", 1)
         found["published"] = f"{summary(RESULTS / 'published.md', 1)}\n\n{blocks_table}"

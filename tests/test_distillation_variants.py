@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_jobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -53,11 +54,7 @@ def labelled() -> list[tuple[Tensor, Tensor]]:
 
 
 def job(**changes: Any) -> TrainingJob:
-    known: dict[str, Any] = {
-        "batches": labelled, "labelled": True, "loss": None, "seconds": 5.0, "seed": 0,
-        "load": lambda: None, "save": lambda _: None, "progress": lambda _: None,
-    }  # fmt: skip
-    return TrainingJob(**{**known, **changes})
+    return training_jobs.job(**{"batches": labelled, **changes})
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

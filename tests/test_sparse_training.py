@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from training_jobs import data, job, net
 
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.training.distillation import Distillation, Mix
@@ -30,29 +31,6 @@ RECIPE = Recipe(steps=24, learning_rate=1e-3)
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 5, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 3),
-    )  # fmt: skip
-
-
-def data() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(64, 1, 8, 8, generator=generator)
-    target = (inputs[:, :, :4].mean((1, 2, 3)) > 0).long() + (inputs[:, :, :, :4].mean((1, 2, 3)) > 0).long()
-    return list(zip(inputs.split(16), target.split(16), strict=True))
-
-
-def job(**changes: Any) -> TrainingJob:
-    known: dict[str, Any] = {
-        "batches": data, "labelled": True, "loss": None, "seconds": 5.0, "seed": 0,
-        "load": lambda: None, "save": lambda _: None, "progress": lambda _: None,
-    }  # fmt: skip
-    return TrainingJob(**{**known, **changes})
 
 
 def zeros(module: nn.Module) -> dict[str, int]:
