@@ -84,7 +84,7 @@ def int8(candidate: Candidate, where: str = "network", **settings: Any) -> Candi
 
 @pytest.fixture(scope="module", autouse=True)
 def converted_once() -> Iterator[None]:
-    """Networks are converted to float once for each runtime: that takes most of an export, and is the same each time."""
+    """Networks are converted to float once for each runtime: that takes most of an export."""
     protos: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     to_onnx, to_tflite = onnx_runtime._float_model, tflite_runtime._write_float

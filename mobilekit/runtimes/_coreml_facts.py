@@ -17,6 +17,7 @@ NOT_COMPUTING = frozenset(
         *("slice_by_index", "slice_by_size", "split", "gather", "stack", "range_1d", "fill", "quantize", "dequantize"),
     )
 )
+WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 NAMES = {"FLOAT32": "fp32", "FLOAT16": "fp16", "INT8": "int8", "UINT8": "int8"}
 
 
@@ -41,6 +42,7 @@ def describe(path: Path) -> FileFacts:
         inputs=tuple(_spec(value) for value in main.inputs),
         outputs=tuple(_spec(written[name]) for name in block.outputs),
         operators=_count(block),
+        weights=_weights(block),
     )
 
 
@@ -69,4 +71,16 @@ def _count(block: Any) -> dict[str, int]:
             continue
         read = {binding.name for argument in operation.inputs.values() for binding in argument.arguments}
         counts["int8" if read & unpacked else NAMES.get(_type(operation.outputs[0]), "other")] += 1
+    return dict(sorted(counts.items()))
+
+
+def _weights(block: Any) -> dict[str, int]:
+    """Convolutions and linear layers per type that their weights are stored in."""
+    written = {value.name: operation for operation in block.operations for value in operation.outputs}
+    counts: Counter[str] = Counter()
+    for operation in block.operations:
+        if operation.type in WEIGHTED:
+            source = written[operation.inputs["weight"].arguments[0].name]
+            unpacked = source.type.startswith("constexpr_")
+            counts["int8" if unpacked else NAMES.get(_type(source.outputs[0]), "other")] += 1
     return dict(sorted(counts.items()))

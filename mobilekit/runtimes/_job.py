@@ -94,6 +94,14 @@ def calibration_samples(job: ExportJob, most: int | None = None) -> list[np.ndar
     return [samples[i] for i in np.linspace(0, len(samples) - 1, most).round().astype(int)]
 
 
+def telling_sample(job: ExportJob) -> np.ndarray:
+    """A sample (1, C, H, W) float32 for which no two operators compute the same: a real one, or else noise."""
+    if job.calibration:
+        return calibration_samples(job, 1)[0]
+    shape = (1, *job.candidate.example_input.shape[1:])
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
 def refuse_unknown(name: str, precision: Precision, precisions: tuple[Precision, ...]) -> None:
     """Raise UnsupportedError unless the runtime writes this precision."""
     if precision not in precisions:

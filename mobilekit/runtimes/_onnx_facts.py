@@ -12,7 +12,16 @@ from mobilekit.types import FileFacts, TensorSpec
 LAYOUTS = {4: "NCHW", 2: "NC"}
 NOT_COMPUTING = frozenset(
     (
-        *("QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape", "Identity", "Cast", "CastLike"),
+        *(
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "Constant",
+            "ConstantOfShape",
+            "Identity",
+            "Cast",
+            "CastLike",
+        ),
         *("Shape", "Size", "Gather", "Range", "Expand", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
         *("Transpose", "Slice", "Split"),
     )
@@ -24,6 +33,9 @@ FUSED = frozenset(
     )
 )
 """Operators that ONNX Runtime replaces by an integer kernel between DequantizeLinear and QuantizeLinear."""
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+INTEGER = frozenset({"ConvInteger", "MatMulInteger"})
+"""Operators on integers themselves, behind DynamicQuantizeLinear; what makes float of their sums belongs to them."""
 ABSORBED = ("Relu", "Clip")
 """Activations that vanish into the quantise node behind them: it clamps by itself."""
 
@@ -43,6 +55,7 @@ def describe(path: Path) -> FileFacts:
         inputs=tuple(_spec(value) for value in graph.input if value.name not in constants),
         outputs=tuple(_spec(value) for value in graph.output),
         operators=count(graph),
+        weights=weights(graph),
     )
 
 
@@ -56,43 +69,113 @@ def _spec(value: Any) -> TensorSpec:
 
 
 def count(graph: Any) -> dict[str, int]:
-    """Computing nodes per precision.
+    """Computing nodes per precision of their arithmetic.
 
-    A node is int8 when it is of a type that ONNX Runtime fuses, all its inputs that are not constants come from
-    DequantizeLinear, and all that reads its output is QuantizeLinear (behind a clamp that vanishes into it).
+    A node is int8 when it is of a type that ONNX Runtime fuses, all the data and weights that it reads come from
+    DequantizeLinear, and all that reads its output is QuantizeLinear (behind a clamp that vanishes into it); or when
+    it is one of the operators on integers.
     """
-    from onnx import TensorProto
+    return _Reading(graph).operators()
 
-    producer = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
 
-    def quantised_after(node: Any) -> bool:
-        following = readers.get(node.output[0], [])
+def weights(graph: Any) -> dict[str, int]:
+    """Nodes with constant weights, per precision that these are stored in."""
+    return _Reading(graph).weights()
+
+
+class _Reading:
+    """A graph with the writer and the readers of every tensor."""
+
+    def __init__(self, graph: Any) -> None:
+        from onnx import TensorProto
+
+        self.nodes = list(graph.node)
+        self.producer = {name: node for node in graph.node for name in node.output}
+        self.readers: dict[str, list[Any]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        types = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8"}
+        types[TensorProto.UINT8] = "int8"
+        self.constants = {t.name: types.get(t.data_type, "other") for t in graph.initializer}
+
+    def operators(self) -> dict[str, int]:
+        """Computing nodes per precision."""
+        parts = self._parts_of_integer_operators()
+        counts: Counter[str] = Counter()
+        for node in self.nodes:
+            if node.op_type in NOT_COMPUTING or id(node) in parts or _hands_on(node) or self._vanishes(node):
+                continue
+            # Files of other tools may hold half-float weights.
+            halves = any(self.constants.get(name) == "fp16" for name in node.input)
+            counts["int8" if self._is_int8(node) else "fp16" if halves else "fp32"] += 1
+        return dict(sorted(counts.items()))
+
+    def weights(self) -> dict[str, int]:
+        """Nodes with constant weights per precision of these."""
+        stored = [self._stored(n.input[1]) for n in self.nodes if n.op_type in WEIGHTED | INTEGER and len(n.input) > 1]
+        return dict(sorted(Counter(precision for precision in stored if precision).items()))
+
+    def _stored(self, name: str) -> str | None:
+        """Precision of a constant, in front of its dequantise node where it has one; None: it is computed."""
+        source = self.producer.get(name)
+        if source is not None and source.op_type == "DequantizeLinear":
+            name = source.input[0]
+        return self.constants.get(name)
+
+    def _is_int8(self, node: Any) -> bool:
+        if node.op_type in INTEGER:
+            return True
+        return _has_kernel(node) and self._quantised_before(node) and self._quantised_after(node)
+
+    def _vanishes(self, node: Any) -> bool:
+        """A clamp between an int8 node and the quantise node behind it."""
+        source = self.producer.get(node.input[0]) if node.op_type in ABSORBED else None
+        fused = source is not None and source.op_type in FUSED and self._quantised_before(source)
+        return fused and self._quantised_after(node)
+
+    def _quantised_after(self, node: Any) -> bool:
+        following = self.readers.get(node.output[0], [])
         if len(following) == 1 and following[0].op_type in ABSORBED:
-            following = readers.get(following[0].output[0], [])
+            following = self.readers.get(following[0].output[0], [])
         return bool(following) and all(reader.op_type == "QuantizeLinear" for reader in following)
 
-    def quantised_before(node: Any) -> bool:
-        sources = [producer[name] for name in node.input if name in producer]
-        return bool(sources) and all(s.op_type in ("DequantizeLinear", "Constant") for s in sources)
+    def _quantised_before(self, node: Any) -> bool:
+        read = list(node.input)
+        if node.op_type in WEIGHTED:
+            read = read[:2]  # the bias is int32 in some files and float in others
+        elif node.op_type not in ("Add", "Mul", "Concat"):
+            read = read[:1]
+        sources = [self.producer.get(name) for name in read]
+        return all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
 
-    # Files of other tools may hold half-float weights.
-    halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
-    counts: Counter[str] = Counter()
-    for node in graph.node:
-        if node.op_type in NOT_COMPUTING:
-            continue
-        if node.op_type in ABSORBED:
-            source = producer.get(node.input[0])
-            vanishes = source is not None and source.op_type in FUSED and quantised_before(source)
-            if vanishes and quantised_after(node):
+    def _parts_of_integer_operators(self) -> set[int]:
+        """Nodes that make float of integer sums: the cast, the scales and the bias."""
+        parts: set[int] = set()
+        for node in self.nodes:
+            if node.op_type not in INTEGER:
                 continue
-        is_int8 = _has_kernel(node) and quantised_before(node) and quantised_after(node)
-        counts["int8" if is_int8 else "fp16" if halves.intersection(node.input) else "fp32"] += 1
-    return dict(sorted(counts.items()))
+            following = self.readers.get(node.output[0], [])
+            while len(following) == 1 and following[0].op_type in ("Cast", "Mul"):
+                step = following[0]
+                parts.add(id(step))
+                scales = [self.producer.get(name) for name in step.input[1:]]
+                parts.update(id(s) for s in scales if s is not None and s.op_type == "Mul" and self._is_scale(s))
+                following = self.readers.get(step.output[0], [])
+                if step.op_type == "Mul":
+                    break
+            if len(following) == 1 and following[0].op_type == "Add" and following[0].input[1] in self.constants:
+                parts.add(id(following[0]))
+        return parts
+
+    def _is_scale(self, node: Any) -> bool:
+        sources = [self.producer.get(name) for name in node.input]
+        return any(source is not None and source.op_type == "DynamicQuantizeLinear" for source in sources)
+
+
+def _hands_on(node: Any) -> bool:
+    """A Max of one tensor, which keeps two nodes apart."""
+    return node.op_type == "Max" and len(node.input) == 1
 
 
 def _has_kernel(node: Any) -> bool:

@@ -47,10 +47,12 @@ def describe(path: Path) -> FileFacts:
         model = schema().Model.GetRootAs(content, 0)
         graph = model.Subgraphs(0)
         tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+        reading = _Reading(model, graph, tensors)
         return FileFacts(
             inputs=tuple(_spec(tensors[i]) for i in graph.InputsAsNumpy()),
             outputs=tuple(_spec(tensors[i]) for i in graph.OutputsAsNumpy()),
-            operators=_count(model, graph, tensors),
+            operators=reading.counts(),
+            weights=reading.weights(),
         )
     except (struct.error, IndexError, TypeError, AttributeError) as error:
         raise BadInputError(f"{path} is a damaged TFLite file ({error}); export it again") from None
@@ -70,18 +72,47 @@ def _spec(tensor: Any) -> TensorSpec:
     )
 
 
-def _count(model: Any, graph: Any, tensors: list[Any]) -> dict[str, int]:
-    """Computing operators per type of what they write (or, for comparisons, of what they read)."""
-    types = _names("TensorType")
-    precisions = {"INT8": "int8", "UINT8": "int8", "FLOAT32": "fp32", "FLOAT16": "fp16"}
-    counts: Counter[str] = Counter()
-    for i in range(graph.OperatorsLength()):
-        operator = graph.Operators(i)
-        code = model.OperatorCodes(operator.OpcodeIndex())
-        name = _names("BuiltinOperator")[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-        if name in NOT_COMPUTING:
-            continue
-        ends = [operator.Outputs(0), *(operator.Inputs(j) for j in range(operator.InputsLength()))]
-        kinds = [types[tensors[end].Type()] for end in ends if end >= 0]
-        counts[next((precisions[kind] for kind in kinds if kind in precisions), "other")] += 1
-    return dict(sorted(counts.items()))
+PRECISIONS = {"INT8": "int8", "UINT8": "int8", "FLOAT32": "fp32", "FLOAT16": "fp16"}
+WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
+"""Operators whose second input is a weight."""
+
+
+class _Reading:
+    """A file's operators by name, with the types of what they read and write."""
+
+    def __init__(self, model: Any, graph: Any, tensors: list[Any]) -> None:
+        self.types = [_names("TensorType")[tensor.Type()] for tensor in tensors]
+        self.operators = []
+        self.sources: dict[int, tuple[str, list[int]]] = {}
+        for i in range(graph.OperatorsLength()):
+            operator = graph.Operators(i)
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            name = _names("BuiltinOperator")[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            inputs = [operator.Inputs(j) for j in range(operator.InputsLength())]
+            outputs = [operator.Outputs(j) for j in range(operator.OutputsLength())]
+            self.operators.append((name, inputs, outputs))
+            self.sources.update(dict.fromkeys(outputs, (name, inputs)))
+
+    def counts(self) -> dict[str, int]:
+        """Computing operators per type of what they write (or, for comparisons, of what they read).
+
+        One that reads int8 weights and writes floats quantises its input by itself: its arithmetic is int8.
+        """
+        found: Counter[str] = Counter()
+        for name, inputs, outputs in self.operators:
+            if name in NOT_COMPUTING:
+                continue
+            kinds = [self.types[end] for end in (outputs[0], *inputs) if end >= 0]
+            precision = next((PRECISIONS[kind] for kind in kinds if kind in PRECISIONS), "other")
+            found["int8" if name in WEIGHTED and self.types[inputs[1]] == "INT8" else precision] += 1
+        return dict(sorted(found.items()))
+
+    def weights(self) -> dict[str, int]:
+        """Operators with weights per type that these are stored in."""
+        found: Counter[str] = Counter()
+        for name, inputs, _ in self.operators:
+            if name in WEIGHTED:
+                source, read = self.sources.get(inputs[1], ("", []))
+                stored = read[0] if source == "DEQUANTIZE" else inputs[1]
+                found[PRECISIONS.get(self.types[stored], "other")] += 1
+        return dict(sorted(found.items()))

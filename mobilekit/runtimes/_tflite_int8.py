@@ -2,44 +2,109 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mobilekit.errors import UnsupportedError
 from mobilekit.runtimes._job import quiet
+from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tflite_facts import schema
 from mobilekit.runtimes._tflite_tables import packed, unpacked
+from mobilekit.runtimes._tracing import FileNode, OperatorValue, kept_nodes
 
 Range = tuple[float, float]
 
 
-def quantised(content: bytes, interpreter: Any, samples: list[np.ndarray]) -> bytes:
-    """The float network in int8, with ranges over all samples and float32 at both ends.
+def quantised(
+    content: bytes, interpreter: Any, samples: list[np.ndarray], selection: Selection, left: set[str]
+) -> bytes:
+    """The float network in int8, with float32 at both ends; operators that write the tensors `left` stay in float.
 
-    `interpreter` runs the same network and keeps every tensor; samples are (1, H, W, C).
+    `interpreter` runs the same network and keeps every tensor; samples are (1, H, W, C). Static ranges are over all
+    samples; otherwise none is read. Raises UnsupportedError where a tensor of `left` cannot be told from others.
     """
-    ranges = _measured(interpreter, samples)
+    static = selection.activations == "static"
+    ranges = _measured(interpreter, samples) if static else {}
     model = unpacked(content)
-    if _give_pads_a_value(model, ranges):
+    if static and _give_pads_a_value(model, ranges):
         content = packed(model)
     with quiet(native=True):
-        from ai_edge_quantizer import qtyping, quantizer, recipe
+        from ai_edge_quantizer import quantizer
 
-        worker = quantizer.Quantizer(content, recipe.static_wi8_ai8())
-        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            worker.update_quantization_recipe(
-                regex=".*", operation_name=end, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
-            )
-        ((signature, names),) = interpreter.get_signature_list().items()
-        # One sample is enough for the form of the result. Its own ranges would be a moving average over samples
-        # (0.95), which cuts off what only some of them reach.
-        found = worker.calibrate({signature: [{names["inputs"][0]: samples[0]}]}, num_threads=1)
-        for name, (low, high) in ranges.items():
-            entry = found.get(name, {})
-            if "min" in entry and entry["min"].size == 1:
-                entry["min"], entry["max"] = np.full_like(entry["min"], low), np.full_like(entry["max"], high)
+        worker = quantizer.Quantizer(content, _recipe(selection))
+        _leave_float(worker, [tensor.name.decode() for tensor in model.subgraphs[0].tensors], left)
+        found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
         return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+
+
+def float_tensors(
+    content: bytes, interpreter: Any, selection: Selection, values: list[OperatorValue], sample: np.ndarray
+) -> set[str]:
+    """Names of the tensors written by operators which stay in float. `sample` is (1, H, W, C).
+
+    Raises UnsupportedError as `kept_nodes`.
+    """
+    graph = unpacked(content).subgraphs[0]
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    nodes = [
+        FileNode(
+            names[operator.outputs[0]],
+            tuple(names[i] for i in operator.inputs if i >= 0),
+            tuple(names[i] for i in operator.outputs),
+        )
+        for operator in graph.operators
+    ]
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample)
+    interpreter.invoke()
+    written = {name for node in nodes for name in node.outputs}
+    tensors: dict[str, tuple[np.ndarray, ...]] = {}
+    for detail in interpreter.get_tensor_details():
+        if detail["name"] in written and detail["dtype"] is np.float32:
+            value = interpreter.get_tensor(detail["index"])
+            forms = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
+            tensors[detail["name"]] = forms
+    keys = kept_nodes(selection, nodes, tensors, values)
+    return {node.outputs[0] for node in nodes if node.key in keys}
+
+
+def _recipe(selection: Selection) -> Any:
+    """The quantiser's recipe for all operators that it knows."""
+    from ai_edge_quantizer import recipe
+
+    if selection.activations == "dynamic":
+        return recipe.dynamic_wi8_afp32()
+    return recipe.weight_only_wi8_afp32() if selection.activations == "float" else recipe.static_wi8_ai8()
+
+
+def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
+    """Keep both ends of the network, and the operators that write the tensors `left`, in float."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    kinds, none = qtyping.TFLOperationName, quantizer.AlgorithmName.NO_QUANTIZE
+    for end in (kinds.INPUT, kinds.OUTPUT):
+        worker.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key=none)
+    for name in sorted(left):
+        if names.count(name) > 1:
+            raise UnsupportedError(f"several tensors of the exported file are called {name}: it cannot stay in float")
+        # An operator goes by the names of the tensors that it writes, each with a semicolon behind it.
+        exactly = f"^{re.escape(name)};"
+        worker.update_quantization_recipe(regex=exactly, operation_name=kinds.ALL_SUPPORTED, algorithm_key=none)
+
+
+def _calibrated(worker: Any, interpreter: Any, sample: np.ndarray, ranges: dict[str, Range]) -> Any:
+    """The quantiser's statistics with exact ranges in them."""
+    ((signature, names),) = interpreter.get_signature_list().items()
+    # One sample is enough for the form of the result. Its own ranges would be a moving average over samples
+    # (0.95), which cuts off what only some of them reach.
+    found = worker.calibrate({signature: [{names["inputs"][0]: sample}]}, num_threads=1)
+    for name, (low, high) in ranges.items():
+        entry = found.get(name, {})
+        if "min" in entry and entry["min"].size == 1:
+            entry["min"], entry["max"] = np.full_like(entry["min"], low), np.full_like(entry["max"], high)
+    return found
 
 
 def _measured(interpreter: Any, samples: list[np.ndarray]) -> dict[str, Range]:

@@ -12,7 +12,9 @@ from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts
+from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
 from mobilekit.runtimes._job import first_line, private_copy, quiet, refuse_unknown
+from mobilekit.runtimes._selection import selection
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
 if TYPE_CHECKING:
@@ -48,18 +50,27 @@ class Coreml:
     def export(self, job: ExportJob) -> None:
         """Write a package folder: static batch 1, float32 NCHW multi-array in, float32 out.
 
-        fp16 computes in half precision. int8 is the fp16 program with per-channel symmetric int8 weights: activations
-        and biases stay fp16, so no calibration is needed and it is smaller, not
-        necessarily faster. `candidate.quant.operators` is not read yet.
+        fp16 computes in half precision. int8 is the fp16 program with symmetric int8 weights, a scale per output
+        channel: activations and biases stay fp16, so no calibration is needed and it is smaller, not necessarily
+        faster. That is the weight-only QuantSpec, and what is written for a static one too; operators with weights
+        that the spec leaves in float keep fp16 weights.
 
-        Raises UnsupportedError where the network cannot be converted.
+        Raises UnsupportedError where the network cannot be converted, and for dynamic int8, which Core ML has not.
         """
         refuse_unknown("Core ML", job.precision, self.precisions)
         missing = self.unavailable()
         if missing:
             raise UnsupportedError(missing)
+        choice = selection(job.candidate) if job.precision == "int8" else None
+        if choice is not None and choice.activations == "dynamic":
+            raise UnsupportedError("Core ML has no dynamic int8: ask for weight-only int8 (activations: float)")
         module, example = private_copy(job)
         model = _converted(module, example, job.precision)
+        if choice is not None:
+            with quiet(native=True):
+                kept = choice.kept_float
+                left = float_constants(model, module, job.candidate.network, kept) if kept else []
+                model = with_int8_weights(model, left)
         with appearing(Path(job.path)) as draft, quiet():
             model.save(str(draft))
 
@@ -96,7 +107,7 @@ def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precis
 
         try:
             program = torch.export.export(module, (example,)).run_decompositions({})
-            model = coremltools.convert(
+            return coremltools.convert(
                 program,
                 inputs=[coremltools.TensorType(name="input", shape=tuple(example.shape), dtype=np.float32)],
                 outputs=[coremltools.TensorType(name="output", dtype=np.float32)],
@@ -104,14 +115,6 @@ def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precis
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
                 skip_model_load=True,
             )
-            return _with_int8_weights(model) if precision == "int8" else model
         # The converter raises whatever its many passes raise; the user needs to know that it was the converter.
         except Exception as error:
             raise UnsupportedError(f"coremltools cannot convert the network: {first_line(error)}") from error
-
-
-def _with_int8_weights(model: Any) -> Any:
-    from coremltools.optimize import coreml
-
-    each = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
-    return coreml.linear_quantize_weights(model, coreml.OptimizationConfig(global_config=each))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ import numpy as np
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
-from mobilekit.runtimes import _onnx_facts, _onnx_sketch
-from mobilekit.runtimes._job import calibration_samples, first_line, private_copy, quiet, refuse_unknown
+from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
+from mobilekit.runtimes._job import calibration_samples, first_line, private_copy, quiet, refuse_unknown, telling_sample
 from mobilekit.runtimes._onnx_graph import OPSET
-from mobilekit.runtimes._onnx_qdq import INT8_TYPES
+from mobilekit.runtimes._selection import selection
+from mobilekit.runtimes._tracing import operator_values
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
 if TYPE_CHECKING:
@@ -47,21 +49,25 @@ class Onnx:
     def export(self, job: ExportJob) -> None:
         """Write one file without external data: static batch 1, float32 NCHW in, float32 out, batch norm folded.
 
-        int8 puts quantise nodes around every operator of a type that `supports` accepts, per-channel symmetric
-        int8 weights, uint8 activations with the minimum and maximum over all calibration samples.
-        `candidate.quant.operators` is not read yet: an int8 file is int8 wherever ONNX Runtime can.
+        int8 has symmetric int8 weights with a scale per output channel, and is what `candidate.quant` says (None: the
+        whole network, static). Static: quantise nodes around every operator that the spec names and ONNX Runtime has in
+        int8, uint8 activations with the minimum and maximum over all calibration samples; behind an operator without
+        weights that stays in float between two int8 ones stands a Max of one tensor, or ONNX Runtime would run it in
+        int8. Dynamic: inputs of convolutions and linear layers are quantised at every inference, everything else and
+        what lies between operators is float; transposed convolutions have no such form. Weight-only: weights behind
+        dequantise nodes, which ONNX Runtime carries out at every inference, so that the file is smaller and not faster.
 
-        Raises UnsupportedError where the network cannot be exported, BadInputError where int8 has no calibration.
+        Raises UnsupportedError where the network cannot be exported as asked, BadInputError where static int8 has no
+        calibration.
         """
         refuse_unknown("ONNX", job.precision, self.precisions)
         module, example = private_copy(job)
-        samples = calibration_samples(job) if job.precision == "int8" else []
-        model = _float_model(module, example)
+        if job.precision != "int8":
+            content = _float_model(module, example).SerializeToString(deterministic=True)
+        else:
+            content = _int8_content(job, module, example)
         with appearing(Path(job.path)) as draft:
-            if job.precision == "int8":
-                _write_int8(model, draft, samples)
-            else:
-                draft.write_bytes(model.SerializeToString(deterministic=True))
+            draft.write_bytes(content)
 
     def describe(self, path: Path) -> FileFacts:
         """Inputs, outputs and operators per precision, counted in the file."""
@@ -175,45 +181,18 @@ def _pool_globally(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _write_int8(model: Any, path: Path, samples: list[np.ndarray]) -> None:
-    """Quantise a float model with ranges over all samples, and write it."""
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-        """Feeds the samples one by one: the graph has batch 1."""
-
-        def __init__(self) -> None:
-            self.rest = iter(samples)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            sample = next(self.rest, None)
-            return None if sample is None else {"input": sample}
-
-    prepared = path.with_name("prepared.onnx")
-    with quiet():
-        # Folds constants and infers shapes, without which the quantiser skips operators.
-        quant_pre_process(model, str(prepared))
-        quantize_static(
-            str(prepared),
-            str(path),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(INT8_TYPES),
-            per_channel=True,
-            # On x86 only unsigned activations with signed weights (U8S8) fuse everywhere: with signed ones a
-            # third of the convolutions and all adds stay in float, and unsigned weights are 4 to 17 times slower.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-    quantised = onnx.load(str(path))
+def _int8_content(job: ExportJob, module: torch.nn.Module, example: torch.Tensor) -> bytes:
+    """The network's int8 file."""
+    choice = selection(job.candidate)
+    samples = calibration_samples(job) if choice.activations == "static" else []
+    model = _float_model(module, example)
+    with tempfile.TemporaryDirectory() as folder:
+        ready = _onnx_int8.prepared(model, Path(folder))
+        left: set[str] = set()
+        if choice.kept_float:
+            sample = telling_sample(job)
+            left = _onnx_int8.float_nodes(ready, choice, operator_values(module, sample), sample)
+        quantised = _onnx_int8.quantised(ready, choice, left, samples, Path(folder))
     del quantised.metadata_props[:]
-    path.write_bytes(quantised.SerializeToString(deterministic=True))
+    content: bytes = quantised.SerializeToString(deterministic=True)
+    return content

@@ -12,7 +12,16 @@ from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _tflite_facts, _tflite_int8, _tflite_sketch
-from mobilekit.runtimes._job import calibration_samples, first_line, private_copy, quiet, refuse_unknown
+from mobilekit.runtimes._job import (
+    calibration_samples,
+    first_line,
+    private_copy,
+    quiet,
+    refuse_unknown,
+    telling_sample,
+)
+from mobilekit.runtimes._selection import selection
+from mobilekit.runtimes._tracing import operator_values
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
 if TYPE_CHECKING:
@@ -48,24 +57,34 @@ class Tflite:
     def export(self, job: ExportJob) -> None:
         """Write one file: static batch 1, float32 NHWC in, float32 out (a map is NHWC too).
 
-        int8 has per-channel symmetric int8 weights and int8 activations with the minimum and maximum over the
-        calibration samples (256 of them at most, evenly chosen). `candidate.quant.operators` is not read yet: an
-        int8 file is int8 wherever the quantiser can.
+        int8 has symmetric int8 weights with a scale per output channel, and is what `candidate.quant` says (None: the
+        whole network, static). Static: int8 activations with the minimum and maximum over the calibration samples (256
+        of them at most, evenly chosen), wherever the spec names the operator and the quantiser has it in int8.
+        Dynamic: inputs of convolutions and linear layers are quantised at every inference, everything else is float.
+        Weight-only: weights behind dequantise operators, arithmetic in float.
 
-        Raises UnsupportedError where the network cannot be exported, BadInputError where int8 has no calibration.
+        Raises UnsupportedError where the network cannot be exported as asked, BadInputError where static int8 has no
+        calibration.
         """
         refuse_unknown("TFLite", job.precision, self.precisions)
         missing = self.unavailable()
         if missing:
             raise UnsupportedError(missing)
         module, example = private_copy(job)
-        samples = calibration_samples(job, MOST_SAMPLES) if job.precision == "int8" else []
+        choice = selection(job.candidate) if job.precision == "int8" else None
+        static = choice is not None and choice.activations == "static"
+        samples = calibration_samples(job, MOST_SAMPLES) if static else []
         with appearing(Path(job.path)) as draft:
             _write_float(module, example, draft)
-            if job.precision == "int8":
+            if choice is not None:
                 interpreter = start_interpreter(draft, keep_all=True)
-                maps = [np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) for sample in samples]
-                content = _tflite_int8.quantised(draft.read_bytes(), interpreter, maps)
+                content, left = draft.read_bytes(), set[str]()
+                if choice.kept_float:
+                    sample = telling_sample(job)
+                    values = operator_values(module, sample)
+                    left = _tflite_int8.float_tensors(content, interpreter, choice, values, _channels_last(sample))
+                maps = [_channels_last(sample) for sample in samples]
+                content = _tflite_int8.quantised(content, interpreter, maps, choice, left)
                 draft.unlink()  # The interpreter has the file mapped: it must not change under it.
                 draft.write_bytes(content)
 
@@ -113,6 +132,11 @@ def start_interpreter(path: Path, keep_all: bool = False) -> Any:
         except (ValueError, RuntimeError) as error:
             raise BadInputError(f"LiteRT cannot open {path}: {error}; export it again") from None
     return interpreter
+
+
+def _channels_last(sample: np.ndarray) -> np.ndarray:
+    """A sample (1, C, H, W) as (1, H, W, C); one of another rank as it is."""
+    return np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if sample.ndim == 4 else sample
 
 
 def _to_file(sample: np.ndarray, details: dict[str, Any]) -> np.ndarray:

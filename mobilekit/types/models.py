@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from mobilekit.types.plan import Candidate
 from mobilekit.types.values import Precision, RuntimeName, Value
 
@@ -42,7 +44,10 @@ class FileFacts(Value):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: dict[str, int]
-    """Precision -> number of computing operators, counted in the file."""
+    """Precision of the arithmetic -> number of computing operators, counted in the file."""
+    weights: dict[str, int] = Field(default_factory=dict)
+    """Precision of the stored weights -> number of operators that read them: int8 weights behind a dequantise node
+    are computed with in float. (Core ML counts such operators as int8 in `operators` too: it has no other int8.)"""
 
 
 class ExportedModel(Value):

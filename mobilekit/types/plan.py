@@ -103,10 +103,26 @@ class Plan(Value):
         return "\n".join(lines)
 
 
+Activations = Literal["static", "dynamic", "float"]
+WEIGHTS_IN_INT8: dict[str, frozenset[str]] = {
+    "dynamic": frozenset({"conv", "linear"}),
+    "float": frozenset({"conv", "conv_transpose", "linear"}),
+}
+"""Treatment of activations -> kinds of operators that it reaches: only weights are int8 in the file."""
+
+
 class QuantSpec(Value):
-    """Which operators run in int8 and how; every runtime realises it natively or says why it cannot."""
+    """Which operators run in int8 and how; every runtime realises it natively or says why it cannot.
+
+    >>> QuantSpec(operators={"conv2d": "int8"}).activations
+    'static'
+    """
 
     operators: dict[str, Precision]
+    """Those in int8, and those that were asked to stay as they are. The others stay in float too."""
+    activations: Activations = "static"
+    """`static`: int8 with ranges from calibration. `dynamic`: int8 with ranges taken at every inference, float between
+    operators. `float`: int8 weights alone, and arithmetic in float."""
     weight_scheme: Literal["symmetric per channel"] = "symmetric per channel"
     activation_scheme: Literal["asymmetric per tensor"] = "asymmetric per tensor"
     calibration: Literal["min-max"] = "min-max"

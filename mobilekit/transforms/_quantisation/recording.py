@@ -1,0 +1,166 @@
+"""What layers read and give while calibration inputs run through a module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobilekit.errors import BadInputError
+from mobilekit.network.layer_calls import CallGraph, Layer, clipped_at, rectifies
+from mobilekit.transforms._criteria.subject import batches, run
+from mobilekit.types import Calibration, Network
+
+Watcher = Callable[[nn.Module, Any, torch.Tensor], None]
+"""A forward hook."""
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _ReachedError(Exception):
+    """The layer of interest has run: the rest of the forward is not needed."""
+
+
+def layers_in_order(module: nn.Module, network: Network) -> list[str]:
+    """Paths of the convolutions and linear layers whose weights are parameters, as the network runs them.
+
+    A layer that is used twice counts where it is used first; of layers with tied weights, only the first is listed.
+    """
+    paths = [operator.module for operator in network.operators]
+    paths += [path for path, _ in module.named_modules() if path not in set(paths)]
+    found: dict[int, str] = {}
+    for path in dict.fromkeys(paths):
+        with contextlib.suppress(AttributeError):  # functions of a forward bear the path of their caller
+            layer = module.get_submodule(path)
+            if isinstance(layer, Layer) and isinstance(layer.weight, nn.Parameter):
+                found.setdefault(id(layer.weight), path)
+    return list(found.values())
+
+
+def sharing(module: nn.Module, path: str) -> list[Layer]:
+    """The layer at this path and every other whose weight is the same parameter."""
+    weight = module.get_submodule(path).weight
+    return [each for each in module.modules() if isinstance(each, Layer) and each.weight is weight]
+
+
+def chosen(module: nn.Module, calibration: Calibration, most: int, size: int) -> list[torch.Tensor]:
+    """At most `most` calibration images, evenly chosen, on the module's device, in batches of `size`."""
+    images = torch.cat(list(batches(module, calibration)))
+    if len(images) > most:
+        images = images[torch.from_numpy(np.linspace(0, len(images) - 1, most).round().astype(np.int64))]
+    return list(torch.split(images, size))
+
+
+def output_means(module: nn.Module, paths: Sequence[str], inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Mean output of each layer a channel over all inputs, positions and calls, float64; layers that never run miss."""
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = dict.fromkeys(paths, 0)
+
+    def watcher(path: str) -> Watcher:
+        def watch(layer: nn.Module, _given: Any, output: torch.Tensor) -> None:
+            rows = _channels_first(layer, output).double()
+            sums[path] = sums.get(path, 0) + rows.sum(dim=1)
+            counts[path] += rows.shape[1]
+
+        return watch
+
+    with _watching([(module.get_submodule(path), watcher(path)) for path in paths]):
+        for batch in inputs:
+            _run_until_reached(module, batch)
+    return {path: total / counts[path] for path, total in sums.items()}
+
+
+def mean_output(module: nn.Module, path: str, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`output_means` of one layer, which is used once: what comes behind it is not computed."""
+    layer, found = module.get_submodule(path), []
+
+    def watch(layer: nn.Module, _given: Any, output: torch.Tensor) -> None:
+        found.append(_channels_first(layer, output).double())
+        raise _ReachedError
+
+    with _watching([(layer, watch)]):
+        for batch in inputs:
+            _run_until_reached(module, batch)
+    return torch.cat(found, dim=1).mean(dim=1)
+
+
+def calls_of(
+    module: nn.Module, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], once: bool = False
+) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Every call of these layers: which of them, what it read and what it gave, in the order of the runs.
+
+    `once`: there is one call in a run, and nothing behind it needs to be computed.
+    """
+    found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    def watcher(index: int) -> Watcher:
+        def watch(_layer: nn.Module, given: Any, output: torch.Tensor) -> None:
+            if given:
+                found.append((index, given[0].clone(), output.clone()))  # an activation in place comes behind it
+            if once:
+                raise _ReachedError
+
+        return watch
+
+    with _watching([(layer, watcher(index)) for index, layer in enumerate(layers)]):
+        for batch in inputs:
+            _run_until_reached(module, batch)
+    return found
+
+
+def activations(module: nn.Module, network: Network) -> dict[str, Activation]:
+    """Layers that are called once -> the ReLU or clamp that alone reads what they give, as a function.
+
+    The identity where there is none. Layers that are called twice, or share their weights, miss.
+    """
+    found: dict[str, Activation] = {}
+    for call in CallGraph(module, network).calls:
+        users = list(call.node.users)
+        bound = clipped_at(users[0]) if len(users) == 1 else None
+        if bound is not None:
+            found[call.path] = _Clamp(bound)
+        else:
+            found[call.path] = torch.relu if len(users) == 1 and rectifies(users[0]) else unchanged
+    return found
+
+
+def unchanged(x: torch.Tensor) -> torch.Tensor:
+    """The identity."""
+    return x
+
+
+class _Clamp:
+    """A clamp between zero and a bound."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(0, self.bound)
+
+
+def _channels_first(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """An output as (channels, values): those of a linear layer are on the last axis."""
+    return output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
+
+
+def _run_until_reached(module: nn.Module, batch: torch.Tensor) -> None:
+    with torch.no_grad():
+        try:
+            run(module, batch)
+        except BadInputError as error:
+            if not isinstance(error.__cause__, _ReachedError):
+                raise
+
+
+@contextlib.contextmanager
+def _watching(places: Sequence[tuple[nn.Module, Watcher]]) -> Iterator[None]:
+    handles = [layer.register_forward_hook(watch) for layer, watch in places]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
