@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/mobilekit demo --out mobilekit-out/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

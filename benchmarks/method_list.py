@@ -79,12 +79,13 @@ def methods(network: str) -> list[Method]:
     whole = Method("original", "", Made)
     if network == "resnet":
         return [whole, *every]
-    return [whole, *(method for method in every if any(part in method.name for part in OF_VGG))]
+    return [whole, *(method for method in every if method.name in OF_VGG)]
 
 
 OF_VGG = (
-    *("L1", "APoZ", "batch-norm scale", "LASSO", "reconstruction", "spatial", "Tucker", "CP", "static int8", "gradual"),
-    *("Deep Compression", "circulant", "SVD"),
+    *("pruning, L1", "pruning, APoZ", "pruning, batch-norm scale", "pruning, LASSO", "low rank, spatial"),
+    *("low rank, Tucker-2", "static int8", f"gradual magnitude pruning, {SPARSITY:.0%}"),
+    "Deep Compression, 80%, 8 and 5 bits",
 )
 
 
