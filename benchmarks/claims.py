@@ -35,10 +35,10 @@ EPOCH = 468
 """Steps of 128 images in a pass over the 60,000."""
 DSD_SPARSITY, DSD_STEPS = 0.6, 2 * EPOCH
 """Of each phase."""
-DSD_RATE = 0.01
+DSD_RATE = 0.03
 PRUNED = {"features": 0.85, "classifier": 0.95}
 """Sparsity of VGG's convolutions and linear layers: the linear layers have most of the parameters."""
-PRUNING_STEPS = 10 * EPOCH
+PRUNING_STEPS = 8 * EPOCH
 LENET = {"conv1.weight": 0.34, "conv2.weight": 0.88, "fc1.weight": 0.94, "fc2.weight": 0.81}
 """Sparsity of LeNet-5's layers, those of table 3 of arXiv:1510.00149 but for fc1 (0.92 there)."""
 LENET_CONV_BITS, LENET_LINEAR_BITS = 6, 4

@@ -581,6 +581,12 @@ def test_a_long_table_keeps_its_alignment() -> None:
     assert "| 400 more in report.json |  |  |  |  |" in lines
 
 
+def test_a_sentence_about_the_data_ends_once() -> None:
+    text = html(sample_report().model_copy(update={"data": "All the test images."}))
+    assert "All the test images." in text
+    assert "images.." not in text
+
+
 def test_a_side_without_profile_is_not_called_zero() -> None:
     text = html(unreachable_report())
     assert "Sum before: 1.24 ms, after: not measured" in text

@@ -67,7 +67,7 @@ def _accuracy(report: Report) -> str:
     kind = report.accuracy_kind or "kind not stated"
     text = f"Accuracy ({kind}): {words.score(before)} before, {words.score(after)} after"
     delta = words.score_change(before, after, missing="")
-    return text + (f" ({delta})" if delta else "") + f". Data: {report.data or 'not stated'}."
+    return text + (f" ({delta})" if delta else "") + f". Data: {(report.data or 'not stated').rstrip('.')}."
 
 
 def _best(report: Report) -> str:
