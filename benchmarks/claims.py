@@ -189,7 +189,7 @@ def lines(known: dict[str, Cell]) -> list[str]:
         text = (
             f"LeNet-5: dense {points(found['dense'])} %, sparse at {DSD_SPARSITY:.0%} {points(found['sparse'])} %, "
             f"dense again {points(found['dsd'])} % ({points(gain)} points more); as many dense steps alone reach "
-            f"{points(found['dense longer'])} % (DSD is {points(over)} points above)"
+            f"{points(found['dense longer'])} % (DSD minus that: {points(over)} points)"
         )
         rows.append(("DSD ends at or above the dense baseline", text, verdict(statistics.fmean(gain) >= 0)))
     if found := gathered(known, "pruning"):
