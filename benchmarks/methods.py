@@ -31,7 +31,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
 BEGIN, END = "<!-- begin methods -->", "<!-- end methods -->"
 ORIGINAL = "original"
 FILES = lab.CACHE / "methods"
-SECONDS = 3.0
+SECONDS = 2.5
 """Of rounds in turn with the original, for each file."""
 
 Cell = dict[str, Any]
@@ -139,8 +139,7 @@ def table(network: str, cells: dict[str, Cell], times: dict[str, Cell]) -> list[
         files = cell["files"]
         onnx = files["onnx"]
         figures = [
-            percent(cell.get("before")),
-            percent(tuned(cell, method)),
+            *(percent(value) for value in accuracies(cell, method)),
             f"{cell['macs'] / 1e6:.2f}",
             f"{cell['weights'] / 1e3:.0f}",
             *(f"{onnx[name] / 1e3:.0f}" if name in onnx else "-" for name in ("bytes", "packed")),
@@ -150,12 +149,13 @@ def table(network: str, cells: dict[str, Cell], times: dict[str, Cell]) -> list[
     return rows
 
 
-def tuned(cell: Cell, method: method_list.Method) -> float | None:
-    """The accuracy at the end: of the int8 file where there is one."""
+def accuracies(cell: Cell, method: method_list.Method) -> tuple[float | None, float | None]:
+    """Before fine-tuning and after it (None: there was none): of the int8 file where there is one."""
+    before, after = cell.get("before"), cell.get("after")
     if method.precision == "int8":
         found = cell["files"]["onnx"].get("accuracy")
-        return float(found) if found is not None else None
-    return cell.get("after")
+        return (found, None) if after is None else (before, found)
+    return before, after
 
 
 def percent(value: float | None) -> str:
@@ -187,7 +187,7 @@ def overview(cells: dict[str, Cell], times: dict[str, Cell]) -> list[str]:
         slower = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["high"] < 1]
         real = ", ".join(faster) or ("none" if ratios else "-")
         real += f" (slower: {', '.join(slower)})" if slower else ""
-        accuracy = f"{percent(cell.get('before'))}, {percent(tuned(cell, method))}"
+        accuracy = ", ".join(percent(value) for value in accuracies(cell, method))
         rows.append(f"| {method.name} | {paper} | {method.saves} | {accuracy} | {real} |")
     return rows
 
