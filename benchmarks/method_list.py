@@ -41,8 +41,8 @@ distillation from it, unless its name says otherwise. Pruning leaves {KEPT:.0%} 
 and substitution leave the layer's multiply-accumulates nearest to {WORK:.0%}, at every place where they are offered.
 Accuracy is that of the module on all test images, for int8 that of the ONNX file. Latency is the median CPU time on one
 thread of this machine, and how many times faster than the original's file in the same runtime, run in turn (90 %
-interval); methods whose files hold the same operators as another's (all criteria as L1; sparse and simulated weights as
-the original) were not timed. kB are those of the ONNX file, and of the package that `mobilekit pack` makes of it."""
+interval); some methods whose files hold the same operators as another's (other criteria as L1, simulated weights as the
+original) were not timed. kB are those of the ONNX file, and of the package that `mobilekit pack` makes of it."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ ORIGINAL = "original"
 FILES = lab.CACHE / "methods"
 SECONDS = 2.5
 """Of rounds in turn with the original, for each file."""
+CLEAR = 1.05
+"""Ratio from which a file is called faster: repeats differ by some percent more than the intervals."""
 
 Cell = dict[str, Any]
 
@@ -183,8 +185,8 @@ def overview(cells: dict[str, Cell], times: dict[str, Cell]) -> list[str]:
             continue
         keys = {name: f"resnet {method.key} {name}" for name in lab.RUNTIMES}
         ratios = {name: times[key] for name, key in keys.items() if key in times}
-        faster = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["low"] > 1]
-        slower = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["high"] < 1]
+        faster = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["low"] > CLEAR]
+        slower = [f"{name} x{found['ratio']:.2f}" for name, found in ratios.items() if found["high"] < 1 / CLEAR]
         real = ", ".join(faster) or ("none" if ratios else "-")
         real += f" (slower: {', '.join(slower)})" if slower else ""
         accuracy = ", ".join(percent(value) for value in accuracies(cell, method))
