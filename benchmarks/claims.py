@@ -17,16 +17,15 @@ from typing import Any
 
 import lab
 import torch
+from method_list import pruned
 from torch import nn
 
-from mobilekit import registry
 from mobilekit.packing import pack, unpack
 from mobilekit.training.distillation import Distillation, Mix
 from mobilekit.training.hooks import Labels
 from mobilekit.training.job import Recipe
 from mobilekit.training.shared import Compression, deep_compression
 from mobilekit.training.sparse import Schedule, dense_sparse_dense, prune_gradually
-from mobilekit.types import Candidate, Option
 from mobilekit.workloads import fashion_mnist
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,16 +49,6 @@ NARROW = 1 / 2
 TUNING_STEPS = 400
 
 Cell = dict[str, Any]
-
-
-def narrowed(start: Candidate, share: float, **settings: Any) -> Candidate:
-    """The candidate with this share of the channels of every prunable group, in multiples of 4."""
-    lever = registry.transform("channel_pruning")
-    for name, group in start.network.groups.items():
-        width = max(4, round(group.width * share / 4) * 4)
-        if group.refused is None and width < group.width:
-            start = lever.apply(start, Option(transform=lever.name, where=name, settings={"width": width, **settings}))
-    return start
 
 
 def dsd(seed: int) -> Cell:
@@ -128,9 +117,9 @@ def selection(name: str) -> Cell:
     """LASSO with reconstruction beside L1 at the same widths, which is the same latency, before any fine-tuning."""
     start = lab.candidate(lab.trained(name), name)
     modules = {
-        "l1": narrowed(start, KEPT),
-        "l1 refitted": narrowed(start, KEPT, repair="least_squares"),
-        "lasso": narrowed(start, KEPT, criterion="lasso"),
+        "l1": pruned(start, KEPT)[0],
+        "l1 refitted": pruned(start, KEPT, repair="least_squares")[0],
+        "lasso": pruned(start, KEPT, criterion="lasso")[0],
     }
     widths = {key: [group.width for group in found.network.groups.values()] for key, found in modules.items()}
     assert widths["l1"] == widths["lasso"] == widths["l1 refitted"]
@@ -140,7 +129,7 @@ def selection(name: str) -> Cell:
 def distillation(seed: int) -> Cell:
     """One pruned network after the same number of steps with labels alone, and with the original as a teacher."""
     teacher = lab.trained("resnet")
-    student = narrowed(lab.candidate(teacher, "resnet"), NARROW).module
+    student = pruned(lab.candidate(teacher, "resnet"), NARROW)[0].module
     ways: dict[str, Callable[[], nn.Module]] = {
         "labels": lambda: lab.tuned_plainly(student, Labels(fashion_mnist.loss), TUNING_STEPS, seed),
         "soft targets": lambda: lab.tuned(student, teacher, TUNING_STEPS, seed),

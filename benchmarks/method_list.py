@@ -137,23 +137,17 @@ def nearest(start: Candidate, lever: str, method: str, **settings: Any) -> tuple
     """A lever's method at every place that it is offered, at the strength that leaves nearest to WORK of the layer."""
     plugin = registry.transform(lever)
     work = {operator.module: start.network.shape(operator).macs for operator in start.network.operators}
-    whole = total(start)
     best: dict[str, tuple[float, Option]] = {}
     for option in plugin.options(start.network, ENTRY):
         if option.settings["method"] != method:
             continue
         after = plugin.predict(start.network, option)
-        saved = whole - sum(after.shape(operator).macs for operator in after.operators)
+        saved = start.network.macs - after.macs
         off = abs(1 - saved / work[option.where] - WORK)
         if option.where not in best or off < best[option.where][0]:
             best[option.where] = off, option
     chosen = [option.model_copy(update={"settings": {**option.settings, **settings}}) for _, option in best.values()]
     return everywhere(start, chosen)
-
-
-def total(subject: Candidate) -> float:
-    """Multiply-accumulates."""
-    return sum(subject.network.shape(operator).macs for operator in subject.network.operators)
 
 
 def retraced(start: Candidate, module: nn.Module) -> Candidate:

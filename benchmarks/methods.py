@@ -52,7 +52,7 @@ def compress(network: str, method: method_list.Method) -> Cell:
         "network": network,
         "method": method.name,
         "places": found.places,
-        "macs": macs(last),
+        "macs": last.network.macs,
         "weights": lab.weight_count(last.module),
         "files": {},
     }
@@ -80,11 +80,6 @@ def compress_all(networks: Sequence[str], only: Sequence[str] | None, cells: lab
                 )
             except Exception:  # noqa: BLE001 -- whatever it is, the next method is tried
                 lab.say(traceback.format_exc())
-
-
-def macs(subject: Candidate) -> int:
-    """Multiply-accumulates of one image."""
-    return sum(subject.network.shape(operator).macs for operator in subject.network.operators)
 
 
 def written(subject: Candidate, runtime: str, precision: Precision, path: Path) -> Cell:

@@ -19,3 +19,9 @@ class StorageError(MobilekitError):
 
 class UnsupportedError(MobilekitError):
     """A runtime, device or lever cannot do what was asked; the message says which and why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

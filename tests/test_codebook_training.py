@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import build, example
 from torch import Tensor, nn
-from training_jobs import data, job, net
+from training_jobs import data, job, killed, net
 
 from mobilekit import registry
 from mobilekit.errors import BadInputError, UnsupportedError
@@ -24,7 +24,7 @@ from mobilekit.network import trace
 from mobilekit.network.folding import fold_batch_norms
 from mobilekit.packing import pack
 from mobilekit.training.hooks import Labels, weights
-from mobilekit.training.job import Recipe, State
+from mobilekit.training.job import Recipe
 from mobilekit.training.masks import Masks, Schedule
 from mobilekit.training.shared import (
     Compression,
@@ -213,27 +213,12 @@ def test_a_batch_norm_stays_where_something_else_reads_the_layer() -> None:
 # ---------------------------------------------------------------- the whole sequence
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
 @pytest.mark.parametrize("at", [5, 12, 13, 20])
 def test_a_killed_compression_ends_as_an_uninterrupted_one(at: int) -> None:
     how = Compression(Schedule(0.6, every=3), conv_bits=3, linear_bits=2, example=torch.zeros(1, 1, 8, 8))
     recipe = Recipe(steps=12, checkpoint_seconds=-1.0)
-    kept: list[State] = []
-    steps = iter(range(1, 25))
-
-    def kill(_: float) -> None:
-        if next(steps) == at:
-            raise Killed
-
-    def save(state: State) -> None:
-        kept.append({key: tensor.detach().clone() for key, tensor in state.items()})
-
     whole = deep_compression(net(), Labels(), job(), how, recipe)
-    with pytest.raises(Killed):
-        deep_compression(net(), Labels(), job(progress=kill, save=save), how, recipe)
+    kept = killed(lambda **changes: deep_compression(net(), Labels(), job(**changes), how, recipe), at)
     calls: list[float] = []
     again = deep_compression(net(), Labels(), job(load=lambda: dict(kept[-1]), progress=calls.append), how, recipe)
     assert len(calls) == 24 - at

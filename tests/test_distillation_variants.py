@@ -17,7 +17,7 @@ from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError
 from mobilekit.training.distillation import Distillation, Mix, distil, soft_target_loss
 from mobilekit.training.features import Hints, attention_loss, attention_map, matching_points
 from mobilekit.training.hooks import weights
-from mobilekit.training.job import Recipe, State, TrainingJob
+from mobilekit.training.job import Recipe, TrainingJob
 from mobilekit.training.masks import KeptMasks, Masks
 from mobilekit.training.transfer import NewHead, coinciding, find_head, replace_head, transfer
 from mobilekit.workloads import fashion_mnist
@@ -166,26 +166,12 @@ def test_features_come_closer_in_narrower_and_replaced_layers(kind: str) -> None
         assert distances[0] < distances[1]
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
 def test_a_killed_training_with_adapters_ends_as_an_uninterrupted_one() -> None:
     mix = Mix(hints=1.0, attention=1.0)
     how = Recipe(steps=12, checkpoint_seconds=-1.0)
     teacher = Net(6, 8, seed=3)
-    kept: list[State] = []
-
-    def kill(fraction: float) -> None:
-        if round(fraction * 12) == 5:
-            raise Killed
-
-    def save(state: State) -> None:
-        kept.append({name: tensor.detach().clone() for name, tensor in state.items()})
-
     whole = distil(Net(4, 5), teacher, job(), mix, how)
-    with pytest.raises(Killed):
-        distil(Net(4, 5), teacher, job(save=save, progress=kill), mix, how)
+    kept = training_jobs.killed(lambda **changes: distil(Net(4, 5), teacher, job(**changes), mix, how), at=5)
     assert any(name.startswith("objective.") for name in kept[-1])
     assert same(whole.module, distil(Net(4, 5), teacher, job(load=lambda: kept[-1]), mix, how).module)
 

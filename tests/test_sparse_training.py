@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training_jobs import data, job, net
+from training_jobs import data, job, killed, net
 
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.training.distillation import Distillation, Mix
@@ -265,10 +265,6 @@ def test_l1_regularisation_leaves_smaller_weights() -> None:
 # ---------------------------------------------------------------- resume
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
 RECIPES: dict[str, Callable[[TrainingJob, Recipe], Any]] = {
     "gradual": lambda job, how: prune_gradually(net(), Labels(), job, Schedule(0.7, every=3), how),
     "dynamic": lambda job, how: prune_dynamically(net(), Labels(), job, Schedule(0.7, every=3), how),
@@ -280,19 +276,8 @@ RECIPES: dict[str, Callable[[TrainingJob, Recipe], Any]] = {
 @pytest.mark.parametrize("at", [3, 10, 12, 13, 20])
 def test_a_killed_training_ends_as_an_uninterrupted_one(name: str, at: int) -> None:
     how = Recipe(steps=12 if name.startswith("dense") else 24, checkpoint_seconds=-1.0)
-    kept: list[State] = []
-    steps = iter(range(1, 25))
-
-    def kill(_: float) -> None:
-        if next(steps) == at:
-            raise Killed
-
-    def save(state: State) -> None:
-        kept.append({key: tensor.detach().clone() for key, tensor in state.items()})
-
     whole = RECIPES[name](job(), how)
-    with pytest.raises(Killed):
-        RECIPES[name](job(progress=kill, save=save), how)
+    kept = killed(lambda **changes: RECIPES[name](job(**changes), how), at)
     fractions: list[float] = []
     again = RECIPES[name](job(load=lambda: dict(kept[-1]), progress=fractions.append), how)
     assert len(fractions) == 24 - at

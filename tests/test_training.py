@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from training_jobs import killed
 
 from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.training import distillation
@@ -129,25 +130,9 @@ def test_same_seed_same_weights() -> None:
 # ---------------------------------------------------------------- resume
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
 def interrupted(at: int) -> list[State]:
     """States saved by a training that ended at a step."""
-    kept: list[State] = []
-    steps = iter(range(1, STEPS + 1))
-
-    def progress(_: float) -> None:
-        if next(steps) == at:
-            raise Killed
-
-    def save(state: State) -> None:
-        kept.append({name: tensor.clone() for name, tensor in state.items()})
-
-    with pytest.raises(Killed):
-        distil(net(4, 5), net(8, 0), job(progress=progress, save=save))
-    return kept
+    return killed(lambda **changes: distil(net(4, 5), net(8, 0), job(**changes)), at)
 
 
 @pytest.mark.parametrize("at", [2, 7, 40])
@@ -243,18 +228,8 @@ def shuffled() -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("at", [1, 7, 29])
 def test_with_a_fixed_number_of_steps_a_killed_training_ends_as_an_uninterrupted_one(optimiser: Any, at: int) -> None:
     recipe = Recipe(steps=30, optimiser=optimiser, learning_rate=0.01, checkpoint_seconds=-1.0)
-    kept: list[State] = []
-
-    def kill(fraction: float) -> None:
-        if round(fraction * 30) == at:
-            raise Killed
-
-    def save(state: State) -> None:
-        kept.append({name: tensor.detach().clone() for name, tensor in state.items()})
-
     whole = train(dropping(), Labels(), job(batches=shuffled), recipe)
-    with pytest.raises(Killed):
-        train(dropping(), Labels(), job(batches=shuffled, save=save, progress=kill), recipe)
+    kept = killed(lambda **changes: train(dropping(), Labels(), job(batches=shuffled, **changes), recipe), at)
     calls: list[float] = []
     torch.manual_seed(99)  # what came before in the process must not matter
     again = train(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilekit.training.job import TrainingJob
+from mobilekit.training.job import State, TrainingJob
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -31,3 +33,24 @@ def job(**changes: Any) -> TrainingJob:
         "load": lambda: None, "save": lambda _: None, "progress": lambda _: None,
     }  # fmt: skip
     return TrainingJob(**{**known, **changes})
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside."""
+
+
+def killed(train: Callable[..., object], at: int) -> list[State]:
+    """What a training saved until it was killed in this step; `train` takes changes of its job."""
+    kept: list[State] = []
+    steps = iter(range(1, at + 1))
+
+    def progress(_: float) -> None:
+        if next(steps) == at:
+            raise Killed
+
+    def save(state: State) -> None:
+        kept.append({name: tensor.detach().clone() for name, tensor in state.items()})
+
+    with pytest.raises(Killed):
+        train(progress=progress, save=save)
+    return kept

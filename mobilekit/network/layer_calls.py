@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from mobilekit.errors import BadInputError
+from mobilekit.errors import BadInputError, first_line
 from mobilekit.network.nodes import argument, op_name, shape_of
-from mobilekit.network.trial import first_line
 from mobilekit.types import Network
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mobilekit.errors import BadInputError
+from mobilekit.errors import BadInputError, first_line
 from mobilekit.network.channels import Layout
 from mobilekit.network.rules import follow
-from mobilekit.network.trial import first_line, refuse_what_breaks
+from mobilekit.network.trial import refuse_what_breaks
 from mobilekit.network.walk import Walk
 from mobilekit.types import INPUT_GROUP, Axis, ChannelGroup, Network, Operator, Producer
 

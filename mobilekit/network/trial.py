@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from mobilekit.errors import BadInputError
+from mobilekit.errors import BadInputError, first_line
 from mobilekit.network.shrink import cut
 from mobilekit.types import Network
 
@@ -35,12 +35,6 @@ def refuse_what_breaks(module: nn.Module, example_input: torch.Tensor, network: 
         for name, group in network.groups.items()
     }
     return network.model_copy(update={"groups": groups})
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class _Trials:

@@ -106,9 +106,3 @@ def refuse_unknown(name: str, precision: Precision, precisions: tuple[Precision,
     """Raise UnsupportedError unless the runtime writes this precision."""
     if precision not in precisions:
         raise UnsupportedError(f"{name} files are written in {', '.join(precisions)}, not in {precision}")
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line for the user."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.errors import UnsupportedError
+from mobilekit.errors import UnsupportedError, first_line
 from mobilekit.runtimes import _onnx_weights
-from mobilekit.runtimes._job import first_line, quiet
+from mobilekit.runtimes._job import quiet
 from mobilekit.runtimes._onnx_facts import ABSORBED, FUSED, WEIGHTED
 from mobilekit.runtimes._onnx_qdq import INT8_TYPES
 from mobilekit.runtimes._selection import Selection

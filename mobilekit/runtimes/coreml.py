@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError
+from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts
 from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
-from mobilekit.runtimes._job import first_line, private_copy, quiet, refuse_unknown
+from mobilekit.runtimes._job import private_copy, quiet, refuse_unknown
 from mobilekit.runtimes._selection import selection
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 

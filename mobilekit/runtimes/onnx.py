@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError
+from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
-from mobilekit.runtimes._job import calibration_samples, first_line, private_copy, quiet, refuse_unknown, telling_sample
+from mobilekit.runtimes._job import calibration_samples, private_copy, quiet, refuse_unknown, telling_sample
 from mobilekit.runtimes._onnx_graph import OPSET
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import operator_values

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError
+from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _tflite_facts, _tflite_int8, _tflite_sketch
 from mobilekit.runtimes._job import (
     calibration_samples,
-    first_line,
     private_copy,
     quiet,
     refuse_unknown,

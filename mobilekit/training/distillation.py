@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError, first_line
 from mobilekit.training.features import Hints, Watch, attention_loss, checked_points, matching_points, outputs_at
 from mobilekit.training.hooks import Hook, Objective
-from mobilekit.training.job import Recipe, State, Trained, TrainingJob, endless, said
+from mobilekit.training.job import Recipe, State, Trained, TrainingJob, endless
 from mobilekit.training.loop import train
 
 __all__ = ["Distillation", "Mix", "State", "Trained", "TrainingJob", "distil", "soft_target_loss"]
@@ -158,4 +158,4 @@ def _objective(student: nn.Module, teacher: nn.Module, job: TrainingJob, mix: Mi
         except MobilekitError:
             raise
         except Exception as error:  # the user's data may not fit the networks
-            raise MobilekitError(f"the features cannot be compared: {said(error)}") from error
+            raise MobilekitError(f"the features cannot be compared: {first_line(error)}") from error

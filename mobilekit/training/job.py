@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.errors import BadInputError, MobilekitError, first_line
 
 State = dict[str, torch.Tensor]
 
@@ -147,17 +147,12 @@ def endless(job: TrainingJob) -> Iterator[tuple[Any, Any]]:
             raise MobilekitError("the training data gave no batches")
 
 
-def said(error: Exception) -> str:
-    """The first line of an error of the user's code, for a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _pass(job: TrainingJob) -> Iterator[Any]:
     """One pass over the user's data, whose errors become one sentence."""
     try:
         yield from job.batches()
     except Exception as error:
-        raise MobilekitError(f"train_data() fails: {said(error)}") from error
+        raise MobilekitError(f"train_data() fails: {first_line(error)}") from error
 
 
 def _parts(job: TrainingJob, batch: Any) -> tuple[Any, Any]:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.errors import BadInputError, MobilekitError, first_line
 from mobilekit.training.hooks import Hook, Loss, Objective
-from mobilekit.training.job import Recipe, State, Trained, TrainingJob, endless, said
+from mobilekit.training.job import Recipe, State, Trained, TrainingJob, endless
 
 
 def train(module: nn.Module, objective: Loss, job: TrainingJob, recipe: Recipe, hooks: Sequence[Hook] = ()) -> Trained:
@@ -116,7 +116,7 @@ class _Run:
             if math.isfinite(value):
                 loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # the user's data may not fit the network, and the loss is the user's code
-            raise MobilekitError(f"the training step {self.step + 1} fails: {said(error)}") from error
+            raise MobilekitError(f"the training step {self.step + 1} fails: {first_line(error)}") from error
         if not math.isfinite(value):
             raise MobilekitError(f"the training loss is {value} at step {self.step + 1}: check train_data() and loss()")
         self._update()

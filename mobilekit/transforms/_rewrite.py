@@ -66,9 +66,9 @@ def replaced(network: Network, module_path: str, links: Sequence[Link]) -> Netwo
         raise UnsupportedError(f"'{module_path}' cannot be replaced by a concatenation: {reason}")
     known = labels(network, position, new)
     operators = (
-        *(_renamed(o, renamed, known) for o in network.operators[:position]),
-        *(_renamed(o, {}, known) for o in new.operators),
-        *(_renamed(o, {**renamed, old.name: names[-1]}, known) for o in network.operators[position + 1 :]),
+        *(relabelled(o, renamed, known) for o in network.operators[:position]),
+        *(relabelled(o, {}, known) for o in new.operators),
+        *(relabelled(o, {**renamed, old.name: names[-1]}, known) for o in network.operators[position + 1 :]),
     )
     return network.model_copy(
         update={
@@ -92,7 +92,8 @@ def parted_refusal(network: Network, old: Operator) -> str | None:
     return None if group.refused == "it is the network's output" else group.refused
 
 
-def _renamed(operator: Operator, names: Mapping[str, str], known: Labels) -> Operator:
+def relabelled(operator: Operator, names: Mapping[str, str], known: Labels) -> Operator:
+    """The operator with the present names of operators and channel groups."""
     return operator.model_copy(
         update={
             "name": names.get(operator.name, operator.name),

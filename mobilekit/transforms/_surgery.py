@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mobilekit.errors import BadInputError, UnsupportedError
-from mobilekit.network.trial import first_line
+from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.transforms._links import Link
 from mobilekit.types import OperatorShape
 

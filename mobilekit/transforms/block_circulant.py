@@ -8,19 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from mobilekit.errors import UnsupportedError
-from mobilekit.transforms._rewrite import replaceable
+from mobilekit.transforms._links import mapped
+from mobilekit.transforms._naming import LATE, LAYERS, opened, reworded
+from mobilekit.transforms._rewrite import relabelled, replaceable
 from mobilekit.types import Candidate, ChannelGroup, Network, Operator, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     import torch
-
-LAYERS = ("conv", "linear", "conv_transpose")
-FIXING = ("shuffle", "slice", "reshape", "transpose", "other")
-"""Kinds of operators that give channels of their own, which no weight writes."""
-LATE = re.compile(
-    r"the model's forward fails|has one channel only|no weight produces it|it is the network's output|.* also reads "
-)
-"""Reasons that a trace gives after it has seen all operators."""
 
 
 class BlockCirculant:
@@ -155,24 +149,24 @@ def _computed(network: Network, operator: Operator, block: int) -> Network:
     names = _renumbered(network, position, _added(network, operator, block))
     (written,) = operator.out_groups
     left = tuple(p for p in network.groups[written].producers if p.parameter != weight)
-    labels = {written: _label(network, position, written, left[0].parameter if left else None)}
+    labels = {written: (_label(network, position, written, left[0].parameter if left else None),)}
     reason = f"{operator.name} reads weights that are computed and no parameter of the module"
     groups: dict[str, ChannelGroup] = {}
     for name, group in network.groups.items():
         refused = group.refused
         if name in (*operator.in_groups, written) and _comes_later(network, name, position):
             refused = reason
-        elif refused is not None and not LATE.match(refused):
-            refused = re.sub(r"(?<=\bat )\w+|^\w+(?= reads )", lambda found: names.get(found[0], found[0]), refused)
+        else:
+            refused = reworded(refused, names)
         producers = left if name == written else group.producers
         update = {"refused": refused, "producers": producers}
-        groups[labels.get(name, name)] = group.model_copy(update=update)
+        groups[mapped((name,), labels)[0]] = group.model_copy(update=update)
     return network.model_copy(
         update={
-            "operators": tuple(_renamed(o, names, labels) for o in network.operators),
+            "operators": tuple(relabelled(o, names, labels) for o in network.operators),
             "groups": groups,
             "axes": {
-                name: {d: a.model_copy(update={"groups": _under(a.groups, labels)}) for d, a in dims.items()}
+                name: {d: a.model_copy(update={"groups": mapped(a.groups, labels)}) for d, a in dims.items()}
                 for name, dims in network.axes.items()
                 if name != weight
             },
@@ -208,23 +202,7 @@ def _label(network: Network, position: int, group: str, producer: str | None) ->
         layer = producer.rpartition(".")[0]
         others = [g.producers[0].parameter.rpartition(".")[0] for g in network.groups.values() if g.producers]
         return layer if layer and layer not in others else producer
-    return f"<{_number(network, position)}>"
-
-
-def _number(network: Network, position: int) -> int:
-    """How many channel groups a trace opens before this operator writes its own; the input's is the first."""
-    count, seen = 1, set()
-    for operator in network.operators[:position]:
-        fresh = False
-        if operator.kind in LAYERS and not operator.depthwise:
-            fresh = operator.groups > 1 or operator.module not in seen  # weights that are used again write their group
-            seen.add(operator.module)
-        elif operator.kind in FIXING:
-            fresh = operator.out_groups != operator.in_groups
-        unnamed = [re.fullmatch(r"<(\d+)>", g) for g in (*operator.in_groups, *operator.out_groups)]
-        highest = max((int(found[1]) + 1 for found in unnamed if found), default=0)
-        count = highest if highest > count else count + fresh
-    return count
+    return f"<{opened(network, position)}>"
 
 
 def _comes_later(network: Network, group: str, position: int) -> bool:
@@ -239,18 +217,3 @@ def _comes_later(network: Network, group: str, position: int) -> bool:
         names = {o.name for o in grouped if group in (*o.in_groups, *o.out_groups)}
     places = [i for i, o in enumerate(network.operators) if o.name in names]
     return bool(places) and min(places) > position
-
-
-def _renamed(operator: Operator, names: Mapping[str, str], labels: Mapping[str, str]) -> Operator:
-    return operator.model_copy(
-        update={
-            "name": names.get(operator.name, operator.name),
-            "inputs": tuple(names.get(name, name) for name in operator.inputs),
-            "in_groups": _under(operator.in_groups, labels),
-            "out_groups": _under(operator.out_groups, labels),
-        }
-    )
-
-
-def _under(groups: tuple[str, ...], labels: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(labels.get(group, group) for group in groups)
