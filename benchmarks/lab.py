@@ -8,8 +8,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from network_blocks import conv, inverted
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,7 +25,7 @@ from mobilekit import bench, registry
 from mobilekit.network import trace
 from mobilekit.training.distillation import Mix, distil
 from mobilekit.training.hooks import Hook, Labels, Loss
-from mobilekit.training.job import Recipe, TrainingJob
+from mobilekit.training.job import Recipe, Trained, TrainingJob
 from mobilekit.training.loop import train
 from mobilekit.types import BenchModel, Calibration, Candidate, ExportJob, Precision
 from mobilekit.workloads import fashion_mnist
@@ -36,6 +37,8 @@ CACHE = Path("mobilekit-out/lab")
 CALIBRATION_IMAGES = 256
 VGG16 = (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8)
 """Widths of VGG-16's convolutions in units of 64 channels; 0 is a pool. Its fifth pool would have one pixel to read."""
+MOBILENET_V2 = ((1, 16, 1, 1), (6, 16, 2, 2), (6, 32, 3, 1), (6, 48, 2, 1), (6, 80, 2, 2), (6, 160, 1, 1))
+"""Stages of MobileNetV2 at half its width: expansion, channels, blocks, stride of the first block."""
 FROM_SCRATCH = {"optimiser": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 """Recipe of the networks that are trained here."""
 
@@ -81,6 +84,26 @@ class Vgg(nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
+class MobileNet(nn.Module):
+    """A MobileNetV2 of eleven blocks at half its width, for 28 x 28 pictures (arXiv:1801.04381)."""
+
+    def __init__(self, last: int = 320) -> None:
+        super().__init__()
+        width = 16
+        layers: list[nn.Module] = [conv(1, width, 3, 2, act=nn.ReLU6)]
+        for factor, outputs, depth, first in MOBILENET_V2:
+            for index in range(depth):
+                stride = first if index == 0 else 1
+                layers.append(inverted((width, width * factor, outputs), 3, stride, nn.ReLU6))
+                width = outputs
+        self.features = nn.Sequential(*layers, conv(width, last, act=nn.ReLU6))
+        self.pool, self.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(last, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, 28, 28) -> logits (N, 10)."""
+        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network of the benchmarks: how it is made, and how long it is trained where it has no weights yet."""
@@ -93,8 +116,9 @@ SUBJECTS = {
     "resnet": Subject(fashion_mnist.model, 0),
     "vgg": Subject(Vgg, 8),
     "lenet": Subject(LeNet5, 8),
+    "mobilenet": Subject(MobileNet, 6),
 }
-"""The bundled network, with its weights, and two that are trained here."""
+"""The bundled network, with its weights, and three that are trained here."""
 
 
 def trained(name: str, seed: int = 0) -> nn.Module:
@@ -137,14 +161,24 @@ def _first_batches(images: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield batch
 
 
-def job(seed: int = 0) -> TrainingJob:
-    """Training images of this seed, by a fixed number of steps (the recipe's)."""
+def train_data() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """What a workload's `train_data` gives: passes in the order of the run's seed, each augmented anew, as in `job`."""
+    return _passes(torch.initial_seed() % 2**31)
+
+
+@functools.cache
+def _passes(seed: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    return fashion_mnist.train_data(seed)
+
+
+def job(seed: int = 0, seconds: float = math.inf) -> TrainingJob:
+    """Training images of this seed, for so many seconds or by a fixed number of steps (the recipe's)."""
     data = fashion_mnist.train_data(seed)
     return TrainingJob(
         batches=lambda: data,
         labelled=True,
         loss=fashion_mnist.loss,
-        seconds=math.inf,
+        seconds=seconds,
         seed=seed,
         load=lambda: None,
         save=lambda _: None,
@@ -169,6 +203,16 @@ def tuned_plainly(student: nn.Module, objective: Loss, steps: int, seed: int = 0
     return train(copy.deepcopy(student), objective, job(seed), Recipe(steps=steps, **recipe)).module
 
 
+def tuned_for(student: nn.Module, seconds: float, seed: int = 0, **recipe: Any) -> Trained:
+    """A copy of the student after so many seconds of training on the labels: on a GPU where there is one."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = job(seed, seconds)
+    moved = replace(plain, batches=lambda: ((x.to(place), y.to(place)) for x, y in plain.batches()))
+    steps = Recipe(fewest_steps=1, most_steps=sys.maxsize, checkpoint_seconds=math.inf, **recipe)
+    found = train(copy.deepcopy(student).to(place), Labels(fashion_mnist.loss), moved, steps)
+    return replace(found, module=found.module.cpu())
+
+
 def accuracy(module: nn.Module) -> float:
     """Top-1 on the 10,000 test images."""
     return fashion_mnist.evaluate(module)
@@ -182,12 +226,18 @@ def weight_count(module: nn.Module) -> int:
 # ---------------------------------------------------------------- files and times
 
 
-def exported(subject: Candidate, runtime: str, precision: Precision, path: Path) -> Path:
-    """The candidate's file in one runtime."""
+def exported(
+    subject: Candidate,
+    runtime: str,
+    precision: Precision,
+    path: Path,
+    inputs: Sequence[torch.Tensor] | None = None,
+) -> Path:
+    """The candidate's file in one runtime; `inputs` calibrate int8, those of `calibration` where they are missing."""
     plugin = registry.runtime(runtime)
     path = path.with_suffix(plugin.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    batches = tuple(batch.numpy() for batch in calibration().inputs)
+    batches = tuple(batch.numpy() for batch in inputs or calibration().inputs)
     plugin.export(ExportJob(subject, precision, str(path), batches if precision == "int8" else ()))
     return path
 
@@ -198,10 +248,15 @@ def file_accuracy(runtime: str, path: Path) -> float:
     return fashion_mnist.evaluate(lambda images: torch.from_numpy(session(images.numpy())))
 
 
+def timed(baseline: Path, file: Path, runtime: str, seconds: float) -> bench.Comparison:
+    """Both files run in turn on this machine for so many seconds."""
+    models = (BenchModel(name=name, path=str(path), runtime=runtime) for name, path in (("a", baseline), ("b", file)))
+    return bench.compare(registry.device("host"), *models, max_seconds=seconds)
+
+
 def compared(baseline: Path, file: Path, runtime: str, seconds: float = 4.0) -> dict[str, float]:
     """Median CPU milliseconds of a file on this machine, and how many times faster than the baseline, run in turn."""
-    models = (BenchModel(name=name, path=str(path), runtime=runtime) for name, path in (("a", baseline), ("b", file)))
-    found = bench.compare(registry.device("host"), *models, max_seconds=seconds)
+    found = timed(baseline, file, runtime, seconds)
     low, high = found.interval
     milliseconds = float(np.median(found.candidate.cpu_samples_ms))
     return {"ms": milliseconds, "ratio": found.ratio, "low": low, "high": high}

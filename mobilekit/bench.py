@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypedDict, Unpack
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 from mobilekit.errors import MobilekitError
 from mobilekit.interfaces import Device
-from mobilekit.stats import median, paired_ratio, paired_ratio_interval, percentile
+from mobilekit.stats import median, median_interval, paired_ratio, percentile, ratios, two_modes
 from mobilekit.types import (
     BenchModel,
     BenchRequest,
     BenchResult,
+    Budget,
     Measurement,
     MeasurementRow,
     Value,
@@ -41,13 +41,23 @@ COMPARE: Settings = {"runs": 3000, "max_seconds": 10.0}
 comparison sees one of its states only. On a two-thread core whose other thread was busy, the paired ratio of two
 networks ranged over 18 % in repeats of 2 s, 14 % in 5 s and 7 % in 10 s."""
 
+SESSION = 0.5
+"""Length of one of several sessions, as a share of a comparison."""
+LEVEL = 0.9
+"""Of the intervals."""
 OTHER_LOAD = 1.15
 """Wall over CPU time from which another process is blamed."""
 DRIFT = 0.1
 FEW_ROUNDS = 30
-SEPARATION = 4.0
-SMALLER_SHARE = 0.1
-APART = 1.1
+
+
+class Repeats(NamedTuple):
+    """How often a comparison is repeated: at least and at most so many sessions, and no more of them once the interval
+    reaches no further than `within` (a share) to either side."""
+
+    least: int
+    most: int
+    within: float
 
 
 def measure(device: Device, models: Sequence[BenchModel], **settings: Unpack[Settings]) -> BenchResult:
@@ -65,14 +75,24 @@ def _request(models: tuple[BenchModel, ...], settings: Settings) -> BenchRequest
 
 
 class Comparison(Value):
-    """Two models that ran in turn, and by how much the second was faster in CPU time."""
+    """Two models that ran in turn, in one session or in several, and by how much the second was faster."""
 
     baseline: Measurement
+    """All sessions' rounds, one after the other."""
     candidate: Measurement
+    clock: Clock
+    rounds: tuple[int, ...]
+    """Rounds of each session."""
     ratio: float
     """Median over rounds of baseline over candidate: 2 means that the candidate takes half the time."""
     interval: tuple[float, float]
-    """90 % bootstrap interval of the ratio within this run; repeats on a busy machine vary by more."""
+    """90 % bootstrap interval of the ratio, over sessions and rounds (`stats.median_interval`)."""
+
+    @property
+    def session_ratios(self) -> tuple[float, ...]:
+        """The median ratio of each session: how well the comparison repeats."""
+        pairs = zip(self._sessions(self.baseline), self._sessions(self.candidate), strict=True)
+        return tuple(paired_ratio(*pair) for pair in pairs)
 
     @property
     def ratio_by_speed(self) -> tuple[float, ...]:
@@ -81,24 +101,81 @@ class Comparison(Value):
         A busy neighbour slows small and int8 kernels more than large float ones, so that the ratio at the slow speed
         can be 15 % lower; which speed prevails changes from minute to minute.
         """
-        modes = two_modes(self.baseline.cpu_samples_ms)
+        modes = two_modes(samples_ms(self.baseline, self.clock))
         if modes is None:
             return (self.ratio,)
         between = math.sqrt(modes[0] * modes[1])
-        pairs = list(zip(self.baseline.cpu_samples_ms, self.candidate.cpu_samples_ms, strict=True))
+        pairs = list(zip(*(samples_ms(m, self.clock) for m in (self.baseline, self.candidate)), strict=True))
         speeds = [[pair for pair in pairs if (pair[0] > between) == slow] for slow in (False, True)]
         return tuple(paired_ratio(*zip(*rounds, strict=True)) for rounds in speeds)
 
+    @property
+    def ratio_of_medians(self) -> float:
+        """The baseline's median latency over the candidate's."""
+        before, after = (median_ms(m, self.clock) for m in (self.baseline, self.candidate))
+        return before / after
+
+    def meets(self, budget: Budget) -> bool:
+        """Whether the latency that the budget asks for is kept: not by the median alone, but by the end of its
+        interval that is farther from it. A speedup's medians have to say so too, so that neither way of looking is
+        flattered."""
+        if budget.latency_ms is not None:
+            return self.latency_interval_ms(self.candidate)[1] <= budget.latency_ms
+        return budget.speedup is None or min(self.interval[0], self.ratio_of_medians) >= budget.speedup
+
+    def latency_interval_ms(self, measurement: Measurement) -> tuple[float, float]:
+        """90 % interval of the median latency of the baseline or the candidate, as that of the ratio is found."""
+        return median_interval(self._sessions(measurement), level=LEVEL)
+
+    def _sessions(self, measurement: Measurement) -> list[tuple[float, ...]]:
+        samples = iter(samples_ms(measurement, self.clock))
+        return [tuple(islice(samples, count)) for count in self.rounds]
+
     @classmethod
-    def of(cls, baseline: Measurement, candidate: Measurement) -> Comparison:
-        """Compare two measurements of one run. Raises ValueError when their rounds do not pair."""
-        pair = baseline.cpu_samples_ms, candidate.cpu_samples_ms
+    def of(cls, *sessions: tuple[Measurement, Measurement], clock: Clock = "cpu") -> Comparison:
+        """Compare the (baseline, candidate) measurements of one session each. Raises ValueError where rounds do not
+        pair, or there are none."""
+        each = [ratios(samples_ms(before, clock), samples_ms(after, clock)) for before, after in sessions]
         return cls(
-            baseline=baseline,
-            candidate=candidate,
-            ratio=paired_ratio(*pair),
-            interval=paired_ratio_interval(*pair, level=0.9),
+            baseline=_joined([before for before, _ in sessions]),
+            candidate=_joined([after for _, after in sessions]),
+            clock=clock,
+            rounds=tuple(len(found) for found in each),
+            ratio=median([ratio for found in each for ratio in found]),
+            interval=median_interval([found.tolist() for found in each], level=LEVEL),
         )
+
+
+def _joined(sessions: Sequence[Measurement]) -> Measurement:
+    """One measurement with the rounds of several."""
+    first, last = sessions[0], sessions[-1]
+    lists = ("samples_ms", "cpu_samples_ms", "reference_ms")
+    rounds = {name: tuple(ms for session in sessions for ms in getattr(session, name)) for name in lists}
+    cpus = tuple(sorted({cpu for session in sessions for cpu in session.cpus}))
+    return first.model_copy(update={**rounds, "cpus": cpus, "temperature_after_c": last.temperature_after_c})
+
+
+def repeat(
+    session: Callable[[], Sequence[Measurement]], repeats: Repeats, budget: Budget, told: Callable[[float], None]
+) -> Comparison:
+    """Call `session`, which measures a baseline and a candidate in turn in a process of its own, until it is known well
+    enough what the budget asks for: the candidate's latency, or how many times faster it is.
+
+    A process lays out its memory once, and a machine's neighbour stays for seconds: rounds of one session repeat better
+    than sessions do. `told` is given the finished fraction.
+    """
+    pairs: list[tuple[Measurement, Measurement]] = []
+    while True:
+        before, after = session()
+        pairs.append((before, after))
+        told(len(pairs) / repeats.most)
+        if len(pairs) < repeats.least:
+            continue
+        found = Comparison.of(*pairs, clock=budget.clock)
+        in_ms = budget.latency_ms is not None
+        low, high = found.latency_interval_ms(found.candidate) if in_ms else found.interval
+        if len(pairs) >= repeats.most or math.log(high / low) <= 2 * repeats.within:
+            return found
 
 
 def compare(device: Device, baseline: BenchModel, candidate: BenchModel, **settings: Unpack[Settings]) -> Comparison:
@@ -111,7 +188,7 @@ def compare(device: Device, baseline: BenchModel, candidate: BenchModel, **setti
     if [m.path for m in result.measurements] != [model.path for model in models]:
         reasons = [f"{f.subject} could not be measured: {f.message}; {f.remedy}" for f in result.failures]
         raise MobilekitError(reasons[0] if reasons else f"{device.name} did not measure both models: try again")
-    return Comparison.of(*result.measurements)
+    return Comparison.of((result.measurements[0], result.measurements[1]))
 
 
 # ---------------------------------------------------------------- figures of one measurement
@@ -204,36 +281,3 @@ def _drift(samples: Sequence[float]) -> float:
     """Relative change of the median from the first half to the second."""
     half = len(samples) // 2
     return median(samples[half:]) / median(samples[:half]) - 1 if half else 0.0
-
-
-def two_modes(samples: Sequence[float]) -> tuple[float, float, float] | None:
-    """Medians of the fast and the slow mode and the share of the fast one, or None for one mode.
-
-    The logarithms are cut in two where the variance between the parts is largest (Otsu 1979). They are two modes when
-    the parts' distance in units of their spread, Ashman's D (Ashman, Bird and Zepf 1994), exceeds 4: cutting one
-    normal distribution gives 2.7, an exponential 2.6 and a uniform one 3.5. Parts under a tenth of the samples are
-    outliers, and modes less than 10 % apart do not matter.
-
-    >>> two_modes([1.0, 1.01, 0.99] * 10 + [2.0, 2.02, 1.98] * 10)
-    (1.0, 2.0, 0.5)
-    >>> two_modes([1.0, 1.01, 0.99] * 20) is None
-    True
-    """
-    count = len(samples)
-    least = max(2, math.ceil(SMALLER_SHARE * count))
-    if count < 2 * least or min(samples) <= 0:
-        return None
-    ordered = np.sort(np.asarray(samples, dtype=np.float64))
-    logs = np.log(ordered)
-    cuts = np.arange(1, count)
-    below = np.cumsum(logs)[:-1] / cuts
-    above = (logs.sum() - np.cumsum(logs)[:-1]) / (count - cuts)
-    between = cuts * (count - cuts) * (above - below) ** 2
-    # Only cuts that leave a tenth on both sides: else a few outliers would decide where to cut.
-    cut = least + int(np.argmax(between[least - 1 : count - least]))
-    fast, slow = logs[:cut], logs[cut:]
-    spread = math.sqrt(float(fast.var() + slow.var()))
-    distance = float(slow.mean() - fast.mean())
-    if distance < math.log(APART) or math.sqrt(2) * distance <= SEPARATION * spread:
-        return None
-    return float(np.median(ordered[:cut])), float(np.median(ordered[cut:])), cut / count

@@ -36,6 +36,9 @@ class Transform(Protocol):
     name: str
     changes: Literal["structure", "precision"]
     """Levers that change the structure are applied first: precision is chosen for the operators that are left."""
+    at: Literal["channels", "layer", "network"]
+    """What an option's `where` names: a channel group, a module path, or the whole network (or one of its operators).
+    Two structural levers at one place exclude each other."""
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Places and strengths that suit this runtime of the device. Never an option that `apply` would refuse."""
@@ -43,6 +46,14 @@ class Transform(Protocol):
 
     def refusals(self, network: Network, entry: RuntimeEntry) -> dict[str, str]:
         """Places where the lever cannot be used, each with its reason."""
+        ...
+
+    def fitted(self, network: Network, option: Option) -> Option:
+        """The same structure, with new weights fitted as well as this lever can where there are calibration inputs."""
+        ...
+
+    def bare(self, option: Option) -> Option:
+        """The same structure with as little work on weights as possible: enough for a file that is only timed."""
         ...
 
     def predict(self, network: Network, option: Option) -> Network:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mobilekit import bench
+from mobilekit import bench, stats
 from mobilekit.errors import MobilekitError
-from mobilekit.types import BenchModel, BenchRequest, BenchResult, DeviceInfo, Failure, Measurement
+from mobilekit.types import BenchModel, BenchRequest, BenchResult, Budget, DeviceInfo, Failure, Measurement
 
 
 def measurement(name: str = "net", cpu: Any = (2.0,) * 40, **changes: Any) -> Measurement:
@@ -66,11 +69,11 @@ def test_ratio_is_paired_so_that_common_slowness_cancels() -> None:
     comparison = bench.compare(Recorded(slow, fast), model("slow"), model("fast"))
     assert comparison.ratio == pytest.approx(2.0)
     assert comparison.interval == pytest.approx((2.0, 2.0))
-    assert comparison.baseline is slow
+    assert comparison.baseline == slow
 
 
 def test_interval_holds_the_ratio() -> None:
-    comparison = bench.Comparison.of(measurement("a", normal(seed=1, mean=3)), measurement("b", normal(seed=2)))
+    comparison = bench.Comparison.of((measurement("a", normal(seed=1, mean=3)), measurement("b", normal(seed=2))))
     low, high = comparison.interval
     assert low < comparison.ratio < high
     assert high - low < 0.05
@@ -78,12 +81,12 @@ def test_interval_holds_the_ratio() -> None:
 
 def test_comparison_judges_cpu_time() -> None:
     busy = measurement("busy", [2.0] * 40, samples_ms=(9.0,) * 40)
-    assert bench.Comparison.of(busy, measurement("free", [1.0] * 40)).ratio == 2.0
+    assert bench.Comparison.of((busy, measurement("free", [1.0] * 40))).ratio == 2.0
 
 
 def test_samples_that_do_not_pair_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in number"):
-        bench.Comparison.of(measurement(cpu=[1.0, 2.0]), measurement(cpu=[1.0]))
+        bench.Comparison.of((measurement(cpu=[1.0, 2.0]), measurement(cpu=[1.0])))
 
 
 def test_a_failed_model_is_named_with_its_remedy() -> None:
@@ -106,6 +109,140 @@ def test_settings_reach_the_device_and_the_rest_has_defaults() -> None:
     assert (first.threads, first.runs, first.max_seconds) == (2, 7, bench.COMPARE["max_seconds"])
     assert (second.runs, second.per_operator) == (bench.MEASURE["runs"], True)
     assert second.timeout_seconds > 5 * second.max_seconds
+
+
+# ---------------------------------------------------------------- several sessions
+
+
+def session(ratio: float = 2.0, ms: float = 1.0, seed: int = 0, count: int = 60) -> tuple[Measurement, Measurement]:
+    """A candidate of so many milliseconds and an original that takes `ratio` times as long."""
+    candidate = normal(count, ms, 0.02, seed)
+    return measurement("a", ratio * candidate * normal(count, 1.0, 0.02, seed + 1000)), measurement("b", candidate)
+
+
+def test_sessions_are_joined_and_told_apart() -> None:
+    found = bench.Comparison.of(session(2.0, seed=1), session(2.2, seed=2, count=30), session(2.1, seed=3))
+    assert len(found.baseline.cpu_samples_ms) == len(found.candidate.samples_ms) == 150
+    assert found.rounds == (60, 30, 60)
+    assert found.session_ratios == pytest.approx((2.0, 2.2, 2.1), rel=0.02)
+    ratios = np.array(found.baseline.cpu_samples_ms) / np.array(found.candidate.cpu_samples_ms)
+    assert found.ratio == pytest.approx(float(np.median(ratios)))
+    assert found.interval[0] < 2.0  # three sessions that differ by a tenth say little
+    assert found.interval[1] > 2.2
+
+
+def test_the_clock_is_the_budgets() -> None:
+    before = measurement("a", [2.0] * 40, samples_ms=(9.0,) * 40)
+    found = bench.Comparison.of((before, measurement("b", [1.0] * 40)), clock="wall")
+    assert (found.ratio, found.ratio_of_medians) == (9.0, 9.0)
+    assert found.latency_interval_ms(found.baseline) == (9.0, 9.0)
+
+
+@pytest.mark.parametrize(("budget", "met"), [(1.9, True), (1.97, True), (1.995, False), (2.0, False), (2.1, False)])
+def test_a_speedup_is_met_only_by_the_lower_end_of_its_interval(budget: float, met: bool) -> None:
+    found = bench.Comparison.of(*(session(2.0 * (1 + 0.005 * (i % 3 - 1)), seed=i) for i in range(5)))
+    low, high = found.interval
+    assert 1.97 < low < 1.995
+    assert high > 2.0
+    assert found.meets(Budget(speedup=budget)) == met
+    assert found.meets(Budget())
+
+
+@pytest.mark.parametrize(("budget", "met"), [(0.98, False), (1.001, False), (1.05, True)])
+def test_a_latency_is_met_only_by_the_upper_end_of_its_interval(budget: float, met: bool) -> None:
+    found = bench.Comparison.of(*(session(ms=1 + 0.005 * (i % 3 - 1), seed=i) for i in range(5)))
+    low, high = found.latency_interval_ms(found.candidate)
+    assert low < 1.0
+    assert 1.001 < high < 1.05
+    assert found.meets(Budget(latency_ms=budget)) == met
+
+
+def test_a_speedup_has_to_be_in_the_medians_too() -> None:
+    """The candidate is twice as fast in most rounds, but its slow rounds are not the original's."""
+    before = measurement("a", [2.0] * 70 + [3.0] * 30)
+    after = measurement("b", [1.0] * 40 + [1.2] * 30 + [1.4] * 30)
+    found = bench.Comparison.of(*[(before, after)] * 5)
+    assert found.ratio_of_medians < 1.7 < found.interval[0]
+    assert not found.meets(Budget(speedup=1.7))
+    assert found.meets(Budget(speedup=1.6))
+
+
+class Counter:
+    """Sessions whose ratios are given."""
+
+    def __init__(self, ratios: list[float], ms: list[float] | None = None) -> None:
+        self.left = [
+            session(ratio, m, seed)
+            for seed, (ratio, m) in enumerate(zip(ratios, ms or [1.0] * len(ratios), strict=True))
+        ]
+        self.told: list[float] = []
+
+    def __call__(self) -> tuple[Measurement, Measurement]:
+        return self.left.pop(0)
+
+
+def test_sessions_end_when_the_interval_is_narrow_and_at_the_latest_after_the_most() -> None:
+    asked = bench.Repeats(3, 8, 0.02)
+    steady = Counter([2.0] * 8)
+    assert len(bench.repeat(steady, asked, Budget(speedup=2), steady.told.append).rounds) == 3
+    assert steady.told == [pytest.approx(n / 8) for n in (1, 2, 3)]
+    unsteady = Counter([2.0, 2.3, 1.8, 2.2, 1.9, 2.4, 1.8, 2.1])
+    assert len(bench.repeat(unsteady, asked, Budget(speedup=2), unsteady.told.append).rounds) == 8
+
+
+def test_what_has_to_be_narrow_is_what_the_budget_asks_for() -> None:
+    """The machine's speed changes from session to session; the ratio does not."""
+    speeds = [1.0, 1.3, 1.0, 1.3, 1.0, 1.3, 1.0, 1.3]
+    asked = bench.Repeats(3, 8, 0.02)
+    assert len(bench.repeat(Counter([2.0] * 8, speeds), asked, Budget(speedup=2), lambda _: None).rounds) == 3
+    assert len(bench.repeat(Counter([2.0] * 8, speeds), asked, Budget(latency_ms=1), lambda _: None).rounds) == 8
+
+
+def apart(spread: float, sessions: int, seed: int, count: int = 40) -> list[np.ndarray]:
+    """Samples around 1 of sessions that differ by a relative spread."""
+    generator = np.random.default_rng(seed)
+    return [np.exp(generator.normal(generator.normal(0, spread), 0.02, count)) for _ in range(sessions)]
+
+
+@pytest.mark.parametrize("sessions", [3, 8])
+def test_the_interval_holds_as_often_as_it_says(sessions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of all sessions that could have been is 1. A bootstrap that is not widened holds it in 76 to 81 %."""
+    monkeypatch.setattr(stats, "RESAMPLES", 150)
+    ends = [stats.median_interval(apart(0.02, sessions, seed)) for seed in range(120)]
+    assert np.mean([low <= 1 <= high for low, high in ends]) >= 0.86
+    assert np.mean([low <= 1 for low, _ in ends]) >= 0.9
+
+
+GIVEN = st.builds(apart, st.floats(0.0, 0.1), st.integers(1, 5), st.integers(0, 1000), st.integers(3, 30))
+
+
+@settings(max_examples=20, deadline=None)
+@given(GIVEN, st.floats(0.1, 50.0), st.integers(0, 3))
+def test_intervals_scale_hold_the_median_and_nest(sessions: list[np.ndarray], scale: float, seed: int) -> None:
+    low, high = stats.median_interval(sessions, seed=seed)
+    middle = float(np.median(np.concatenate(sessions)))
+    assert low <= middle <= high
+    scaled = stats.median_interval([scale * session for session in sessions], seed=seed)
+    assert scaled == pytest.approx((scale * low, scale * high))
+    inner = stats.median_interval(sessions, level=0.5, seed=seed)
+    assert low <= inner[0] <= inner[1] <= high
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 1000), st.floats(0.05, 0.3))
+def test_sessions_that_differ_more_say_less(count: int, seed: int, spread: float) -> None:
+    close, far = (
+        stats.median_interval([session * (1 + by * i / count) for i, session in enumerate(apart(0.0, count, seed))])
+        for by in (0.0, spread)
+    )
+    assert math.log(far[1] / far[0]) > math.log(close[1] / close[0])
+
+
+def test_no_samples_have_no_interval() -> None:
+    for nothing in ([], [[]]):
+        with pytest.raises(ValueError, match="no samples"):
+            stats.median_interval(nothing)
+    assert stats.median_interval([[0.0, 0.0], [0.0, 0.0]]) == (0.0, 0.0)  # a clock too coarse for the model
 
 
 # ---------------------------------------------------------------- figures
@@ -168,24 +305,24 @@ def test_one_mode_is_not_taken_for_two(seed: int) -> None:
         1.0 + generator.exponential(0.5, count),
         normal(count, seed=seed) * outliers,
     ):
-        assert bench.two_modes(samples.tolist()) is None
+        assert stats.two_modes(samples.tolist()) is None
 
 
 @pytest.mark.parametrize("samples", [[], [1.0], [1.0, 2.0], [0.0] * 40, [1.0] * 40])
 def test_degenerate_samples_have_no_two_modes(samples: list[float]) -> None:
-    assert bench.two_modes(samples) is None
+    assert stats.two_modes(samples) is None
 
 
 def test_the_ratio_is_told_for_each_speed_of_the_machine() -> None:
     speeds = [1.0, 2.0, 1.0, 1.0, 2.0] * 12
     baseline = measurement(cpu=tuple(3.0 * s * (1 + 0.001 * (i % 7)) for i, s in enumerate(speeds)))
     candidate = measurement(cpu=tuple(1.0 if s == 1.0 else 2.4 for s in speeds))
-    fast, slow = bench.Comparison.of(baseline, candidate).ratio_by_speed
+    fast, slow = bench.Comparison.of((baseline, candidate)).ratio_by_speed
     assert fast == pytest.approx(3.0, rel=0.01)
     assert slow == pytest.approx(2.5, rel=0.01)
-    assert bench.Comparison.of(baseline, baseline).ratio_by_speed == (1.0, 1.0)
+    assert bench.Comparison.of((baseline, baseline)).ratio_by_speed == (1.0, 1.0)
 
 
 def test_one_speed_has_one_ratio() -> None:
     baseline = measurement(cpu=tuple(3.0 + 0.001 * (i % 7) for i in range(60)))
-    assert len(bench.Comparison.of(baseline, baseline).ratio_by_speed) == 1
+    assert len(bench.Comparison.of((baseline, baseline)).ratio_by_speed) == 1

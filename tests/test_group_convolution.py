@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import SLOW_TO_TRACE, SamePadConv, build, example, headed, settled
-from priced import profile, row, table
 from torch import Tensor, nn
 
 from mobilekit import registry
@@ -402,22 +401,6 @@ def test_at_most_two_strengths_a_method_and_each_saves_a_fifth() -> None:
     npu = ENTRY.model_copy(update={"processor": "npu"})
     methods = {o.settings["method"] for o in LEVER.options(network, npu)}
     assert methods == {"depthwise_separable", "inverted_residual", "fire"}
-
-
-def test_a_profile_offers_what_its_tables_say_saves_time() -> None:
-    network = fashion().network
-    cheap = {
-        "dense": row(10, 1e-3), "pointwise": row(1, 1e-4), "depthwise.3": row(1, 1e-4), "linear": row(1, 1e-4),
-        "add": row(1), "global_pool": row(1),
-    }  # fmt: skip
-    found = LEVER.priced(network, profile(table("fp32", cheap)), "onnx")
-    methods = {o.settings["method"] for o in found}
-    assert methods == {"depthwise_separable", "inverted_residual"}  # the others need rows that are not there
-    assert all(o.settings.get("multiplier", 1) == 1 for o in found)  # more filters a channel are a grouped convolution
-    dear = profile(table("fp32", {**cheap, "depthwise.3": row(1e5)}))
-    assert LEVER.priced(network, dear, "onnx") == []
-    with pytest.raises(UnsupportedError, match="does not list"):
-        LEVER.priced(network, dear, "nowhere")
 
 
 # ---------------------------------------------------------------- refused, or right all the same

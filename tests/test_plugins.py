@@ -88,6 +88,18 @@ def test_apply_does_what_predict_says_and_leaves_its_input(plugin: str, subject:
 
 
 @pytest.mark.parametrize("plugin", TRANSFORMS)
+def test_fitting_keeps_the_structure(plugin: str) -> None:
+    lever, start = registry.transform(plugin), candidate("resnet")
+    for option in lever.options(start.network, ENTRIES[1]):
+        fitted = lever.fitted(start.network, option)
+        for other in (fitted, lever.bare(option), lever.bare(fitted)):
+            assert (other.transform, other.where) == (option.transform, option.where)
+            assert lever.predict(start.network, other) == lever.predict(start.network, option)
+        assert lever.fitted(start.network, fitted) == fitted
+        assert lever.bare(fitted) == lever.bare(option)
+
+
+@pytest.mark.parametrize("plugin", TRANSFORMS)
 def test_options_can_follow_one_another(plugin: str) -> None:
     lever, entry = registry.transform(plugin), ENTRIES[0]
     current = candidate("mobilenet_v2")

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mobilekit.cli import packing, profiles
+from mobilekit.cli import packing, profiles, sweep
 from mobilekit.cli.jobs import app
 from mobilekit.cli.terminal import errors
 from mobilekit.errors import MobilekitError
@@ -16,6 +16,7 @@ __all__ = ["app", "main"]
 
 app.command()(packing.pack)
 app.command()(packing.unpack)
+app.command()(sweep.sweep)
 app.add_typer(profiles.app, name="profile")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,16 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
     device: Annotated[str | None, typer.Option("--device", help="Where to measure: host.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: predicted, nothing measured.")] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Do not fine-tune.")] = False,
+    pareto: Annotated[
+        int | None, typer.Option("--pareto", help="Make so many plans from fast to careful; measured untrained.")
+    ] = None,
+    train_minutes: Annotated[
+        str | None, typer.Option("--train-minutes", help="Time for all training [default: 5].")
+    ] = None,
+    qat_drop: Annotated[
+        str | None,
+        typer.Option("--qat-drop", help="Points that int8 may cost before it is trained with rounding [default: 0.3]."),
+    ] = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in --out.")] = False,
     seed: Seed = 0,
@@ -54,11 +65,16 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
         size_mb=number("--size-mb", size_mb),
         max_drop=number("--max-drop", max_drop, zero=True),
     )
+    minutes, drop = number("--train-minutes", train_minutes), number("--qat-drop", qat_drop, zero=True)
     folder = out or _default_out(workload)
 
     from mobilekit import pipeline
 
-    request = pipeline.Request(workload, profile, budget, runtime, device, seed, train=not no_train)
+    request = pipeline.Request(workload, profile, budget, runtime, device, seed, train=not no_train, pareto=pareto)
+    if minutes is not None:
+        request = replace(request, train_seconds=60 * minutes)
+    if drop is not None:
+        request = replace(request, qat_drop=drop)
     with listening() as listener:
         report = pipeline.run(request, folder, listener, resume=resume, dry=dry_run)
     _finish(report, folder, as_json, dry=dry_run)

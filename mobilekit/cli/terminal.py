@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mobilekit.errors import BadInputError
 
@@ -48,24 +49,43 @@ def figure(value: float | None, form: str) -> str:
     return "not measured" if value is None else format(value, form)
 
 
+class LeftColumn(TimeRemainingColumn):
+    """The time that a stage still takes: what it says itself where it knows, else what its speed so far tells."""
+
+    def render(self, task: Task) -> Text:
+        """Minutes and seconds, with what they are."""
+        known = task.fields.get("remaining")
+        if task.finished:
+            return Text()
+        if known is None:
+            return Text.assemble(super().render(task), " left")
+        return Text(f"{known // 60:.0f}:{known % 60:02.0f} left", style="progress.remaining")
+
+
 @contextmanager
 def listening() -> Iterator[Listener]:
     """Bars and lines on stderr while a job runs."""
     from mobilekit.pipeline import Listener
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), LeftColumn())
     bars = Progress(*columns, console=errors)
     tasks: dict[str, TaskID] = {}
 
-    def progress(stage: str, fraction: float) -> None:
+    def task(stage: str) -> TaskID:
         bars.start()  # not before: an error in the input is then all that is on stderr
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=1.0)
-        bars.update(tasks[stage], completed=min(1.0, fraction))
+        return tasks[stage]
+
+    def progress(stage: str, fraction: float) -> None:
+        bars.update(task(stage), completed=min(1.0, fraction))
+
+    def remaining(stage: str, seconds: float) -> None:
+        bars.update(task(stage), remaining=int(seconds))
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # a workload may print: stdout is for documents only
-            yield Listener(progress, lambda text: bars.console.print(text, markup=False))
+            yield Listener(progress, lambda text: bars.console.print(text, markup=False), remaining)
     finally:
         if tasks:
             bars.stop()

@@ -30,9 +30,23 @@ SHARED = 0.5
 """Share of the operators' error variance that all of them have in common."""
 UNKNOWN = 2.0
 """Factor either way around the price of an operator that no measurement of its kind or size supports."""
+INSIDE = ", inside"
 ANCHORED = 0.5
 """Share of the network interval, in logarithms, that is left once a related network was measured: what the table gets
 wrong for that family is then known, what it gets wrong for widths is not."""
+
+
+class PricedLine(NamedTuple):
+    """A priced part of a network: the row of the table of a precision that prices it ("": it is free), microseconds.
+
+    What runs inside an operator, its activation above all, is of kind "inside" and named after it with INSIDE.
+    """
+
+    name: str
+    kind: str
+    precision: Precision
+    row: str
+    us: float
 
 
 class Cost(NamedTuple):
@@ -85,6 +99,25 @@ def price(network: Network, profile: DeviceProfile, runtime: str) -> Estimate:
     prices = _prices(_Same(profile), runtime)
     found = _estimate(prices, prices.tables(network), prices.lines(network))
     return found.model_copy(update={"size_bytes": size_bytes(network), "peak_memory_bytes": peak_memory_bytes(network)})
+
+
+def priced_lines(network: Network, profile: DeviceProfile, runtime: str) -> tuple[PricedLine, ...]:
+    """What the network is priced by, in order: operators and conversions, and behind an operator what is inside of it.
+
+    Raises BadInputError as `latency_ms` does.
+    """
+    prices = _prices(_Same(profile), runtime)
+    found = []
+    for line in prices.lines(network):
+        table = prices.table(line.precision)
+        for number, part in enumerate(line.parts):
+            model, _ = row_of(part, table)
+            names = (part.row, part.row.partition(".")[0], *table.kinds)
+            row = next((name for name in names if model is not None and table.kinds.get(name) is model), "")
+            us = float(part_us(model, table.correction, part, line.precision))
+            name, kind = (f"{line.name}{INSIDE}", "inside") if number else (line.name, line.kind)
+            found.append(PricedLine(name, kind, table.precision, row, us))
+    return tuple(found)
 
 
 def price_shapes(

@@ -1,190 +1,44 @@
-"""The first half of the story: prices, the original measured, the damage of every option, and the plan."""
+"""Makes the plan: the search within the budget, its combination checked, and a sentence for every lever."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
 
-import torch
-
-from mobilekit import bench, registry
-from mobilekit.cost.price import corrected, latency_ms, price
-from mobilekit.evaluate import SessionModule, accuracy, divergence, outputs
-from mobilekit.network import trace
-from mobilekit.pipeline import pricing
-from mobilekit.pipeline.run import Recorded, Run, bench_model
+from mobilekit import registry
+from mobilekit.cost.memory import peak_memory_bytes, size_bytes
+from mobilekit.pipeline.options import SEARCHED, Offered, corrected_by, with_damages
+from mobilekit.pipeline.original import Baseline, Prices, original_limit
+from mobilekit.pipeline.run import Run
 from mobilekit.planner import reasons
-from mobilekit.planner.search import Found, Offer, Search
-from mobilekit.sensitivity import MOST_SAMPLES, damages
-from mobilekit.types import Budget, DeviceProfile, Network, Option, Plan, Precision, Value
+from mobilekit.planner.offers import Found
+from mobilekit.planner.search import Search
+from mobilekit.planner.surface import OneByOne
+from mobilekit.planner.terrain import Limit
+from mobilekit.types import Plan
 
 MARGIN = 0.92
 """The search stays this far inside the limit: paired ratios on a shared machine repeat within 6 to 7 %."""
-GRID = 0.05
-"""Corrections are rounded to 5 %: finer digits are noise, and would make plans differ from run to run."""
-SEARCHED = ("channel_pruning", "int8")
-"""The levers that the search combines; the others are applied by their names."""
+COMBINATIONS = 3
+"""Combinations that are measured for one plan; each corrects the damages for the next search."""
+MEGABYTE = 1_000_000
+SIZE_MARGIN = 0.97
+"""Predicted file sizes leave out what a format adds."""
 
 
-class Baseline(Value):
-    """The original: its files in the planned runtime, what they took, and what int8 alone does to its outputs."""
-
-    accuracy: float
-    params: int
-    size_bytes: int
-    float_run: Recorded | None
-    int8_run: Recorded | None
-    int8_damage: float | None
-
-
-@dataclass(frozen=True)
-class Prices:
-    """A profile anchored on the original's measurements, and the network that it prices."""
-
-    profile: DeviceProfile
-    network: Network
-    runtime: str
-
-    def latency_ms(self, network: Network) -> float:
-        """Predicted latency."""
-        return latency_ms(network, self.profile, self.runtime)
-
-    def corrected(self, precision: Precision, factor: float) -> Prices:
-        """Prices after a measurement was `factor` times the prediction."""
-        return Prices(corrected(self.profile, self.runtime, precision, factor), self.network, self.runtime)
+def search(run: Run, prices: Prices, known: Offered, target_ms: float) -> Search:
+    """The search over these options at these prices, within the latency and the sizes that the budget sets."""
+    budget = run.job.request.budget
+    limits = [Limit("latency", prices, target_ms)]
+    if budget.size_mb is not None:
+        limits.append(Limit("size", OneByOne(size_bytes), SIZE_MARGIN * budget.size_mb * MEGABYTE))
+    if budget.peak_memory_mb is not None:
+        limits.append(Limit("memory", OneByOne(peak_memory_bytes), budget.peak_memory_mb * MEGABYTE))
+    return Search(known.starts, known.offers, limits)
 
 
-def priced(run: Run) -> Run:
-    """The run with a profile that has prices: a host's without tables is measured first (at most a minute, then kept).
-
-    What was measured also says which channel multiple each runtime likes.
-    """
-
-    def measured() -> DeviceProfile:
-        if run.job.profile.kind != "host" or run.job.profile.tables:
-            return run.job.profile
-        profile, failures = pricing.host_profile(run.job.profile, run.stages.progress)
-        for failure in failures:
-            run.stages.fail(failure)
-        return profile
-
-    profile = run.stages.run("profile", DeviceProfile, measured)
-    entry = profile.runtime(run.job.entry.name)
-    return replace(run, job=replace(run.job, profile=profile, entry=entry or run.job.entry))
-
-
-def traced(run: Run) -> Network:
-    """The original as priced operators."""
-    workload = run.job.workload
-    return run.stages.run("network", Network, lambda: trace(workload.module, workload.example_input, workload.name))
-
-
-def original(run: Run, network: Network, *, dry: bool) -> Baseline:
-    """Accuracy, size and, where there is a device, the latency of the original as it is and in int8."""
-    return run.stages.run("original", Baseline, lambda: _original(run, network, dry=dry))
-
-
-def _original(run: Run, network: Network, *, dry: bool) -> Baseline:
-    job = run.job
-    runtime, module = job.runtime, job.workload.module
-    start = run.start(network)
-    files = [("original", run.float_precision, run.store.path("checkpoints", f"original{runtime.suffix}"))]
-    int8 = next((o for o in _options(run, network) if o.transform == "int8"), None)
-    if int8 is not None:
-        files.append(("original int8", "int8", run.store.path("checkpoints", f"original.int8{runtime.suffix}")))
-    for index, (_, precision, path) in enumerate(files):
-        candidate = registry.transform("int8").apply(start, int8) if int8 and precision == "int8" else start
-        run.export(candidate, runtime, precision, path)
-        run.stages.progress("original", (index + 1) / 5)
-    measured: list[Recorded] = []
-    if not dry and job.device is not None:
-        measured = run.measure([bench_model(name, path, runtime.name) for name, _, path in files])
-    run.stages.progress("original", 0.8)
-    return Baseline(
-        accuracy=accuracy(job.workload, module),
-        params=sum(p.numel() for p in module.parameters()),
-        size_bytes=file_size(files[0][2]),
-        float_run=measured[0] if measured else None,
-        int8_run=measured[1] if len(measured) > 1 else None,
-        int8_damage=_file_damage(run, files[1][2]) if len(files) > 1 else None,
-    )
-
-
-def _file_damage(run: Run, path: Path) -> float:
-    """Divergence of an exported file from the original module on calibration inputs, by running the file."""
-    inputs = torch.cat(run.job.workload.calibration)[:MOST_SAMPLES]
-    session = SessionModule(run.job.runtime.open(path))
-    return divergence(outputs(run.job.workload.module, inputs), outputs(session, inputs))
-
-
-def anchored(run: Run, network: Network, base: Baseline) -> Prices:
-    """Prices scaled so that the original costs what it was measured to cost, in each precision."""
-    prices = Prices(run.job.profile, network, run.job.entry.name)
-    clock = run.job.request.budget.clock
-    if base.float_run is not None:
-        factor = bench.median_ms(base.float_run.measurement, clock) / prices.latency_ms(network)
-        prices = prices.corrected(run.float_precision, on_grid(factor))
-    if base.int8_run is not None:
-        variant = network
-        for option in _options(run, network):
-            if option.transform == "int8":
-                variant = registry.transform("int8").predict(network, option)
-        factor = bench.median_ms(base.int8_run.measurement, clock) / prices.latency_ms(variant)
-        prices = prices.corrected("int8", on_grid(factor))
-    return prices
-
-
-def _options(run: Run, network: Network) -> list[Option]:
-    """Everything that the levers offer for this network and runtime."""
-    found = []
-    for name in SEARCHED:
-        lever = registry.transform(name)
-        if lever.changes == "structure" and not run.job.workload.trusted:
-            continue  # without real inputs nobody can tell what removing channels does
-        found += lever.options(network, run.job.entry)
-    return found
-
-
-def offers(run: Run, network: Network, base: Baseline, *, measure: bool) -> list[Offer]:
-    """Every option with its damage: int8 from the exported file; the rest, where asked, by applying it to a copy."""
-    options = _options(run, network)
-    structural = [o for o in options if registry.transform(o.transform).changes == "structure"]
-    found: list[float] | None = None
-    if measure:
-        start = run.start(network)
-        found = run.stages.run(
-            "damage",
-            list[float],
-            lambda: damages(
-                start,
-                structural,
-                lambda candidate, option: registry.transform(option.transform).apply(candidate, option),
-                run.job.workload.calibration,
-                lambda fraction: run.stages.progress("damage", fraction),
-            ),
-        )
-    known = dict(zip((o.model_dump_json() for o in structural), found or [], strict=False))
-    return [
-        Offer(
-            option,
-            registry.transform(option.transform),
-            base.int8_damage if option.transform == "int8" else known.get(option.model_dump_json()),
-        )
-        for option in options
-    ]
-
-
-def limit_ms(budget: Budget, original_ms: float) -> float:
-    """The latency that the budget allows; infinite where it sets none."""
-    if budget.latency_ms is not None:
-        return budget.latency_ms
-    return original_ms / budget.speedup if budget.speedup is not None else math.inf
-
-
-def search(prices: Prices, found_offers: list[Offer]) -> Search:
-    """The search over these offers at these prices."""
-    return Search(prices.network, found_offers, prices.latency_ms)
+def target(run: Run, prices: Prices, base: Baseline) -> float:
+    """The latency that the search has to stay under, as predicted."""
+    return MARGIN * original_limit(run, prices, base)
 
 
 def repriced(run: Run, prices: Prices, given: Plan) -> Plan:
@@ -197,8 +51,8 @@ def repriced(run: Run, prices: Prices, given: Plan) -> Plan:
         warnings = (*warnings, "the workload's code or weights differ from those that the plan was made for")
     return given.model_copy(
         update={
-            "estimate": price(network, prices.profile, prices.runtime),
-            "baseline_estimate": price(prices.network, prices.profile, prices.runtime),
+            "estimate": prices.price(network),
+            "baseline_estimate": prices.price(prices.network),
             "workload": run.job.request.workload,
             "workload_key": run.job.workload.key,
             "warnings": warnings,
@@ -206,19 +60,51 @@ def repriced(run: Run, prices: Prices, given: Plan) -> Plan:
     )
 
 
-def make_plan(run: Run, prices: Prices, found_offers: list[Offer], base: Baseline) -> Plan:
-    """Search within the limit, less the margin, and write the plan down."""
-    target = MARGIN * original_limit(run, prices, base)
-    searched = search(prices, found_offers)
-    return write_plan(run, prices, searched, searched.run(target), target)
+def make_plan(run: Run, prices: Prices, known: Offered, base: Baseline) -> tuple[Plan, Offered]:
+    """Search within the limit less the margin, check what comes out as a whole, and write the best of it down.
+
+    The damages are measured if the limit takes more than another precision. Also returns the options with what the
+    combinations taught.
+    """
+    most = target(run, prices, base)
+    searched = search(run, prices, known, most)
+    found = searched.without_structure()
+    if found is None:
+        known = with_damages(run, prices, base, known)
+        searched = search(run, prices, known, most)
+        found = searched.run()
+        if found.reachable and found.choice and not known.seen:
+            searched, found, known = _checked(run, prices, base, (searched, found, known))
+    return write_plan(run, prices, known, searched, found), known
 
 
-def original_limit(run: Run, prices: Prices, base: Baseline) -> float:
-    """The latency the budget allows, from the original's first measurement; predicted where there is none."""
-    budget = run.job.request.budget
-    if base.float_run is None:
-        return limit_ms(budget, prices.latency_ms(prices.network))
-    return limit_ms(budget, bench.median_ms(base.float_run.measurement, budget.clock))
+def _checked(
+    run: Run, prices: Prices, base: Baseline, begun: tuple[Search, Found, Offered]
+) -> tuple[Search, Found, Offered]:
+    """Measure combinations, correct the damages, search again; the combination that was measured to do least."""
+    searched, found, known = begun
+    results: list[tuple[float, Search, Found]] = []
+    for _ in range(COMBINATIONS):
+        taught = corrected_by(run, prices, base, known, found)
+        if taught is None:
+            break
+        results.append((taught.seen[-1].measured, searched, found))
+        known = taught
+        searched = search(run, prices, known, target(run, prices, base))
+        again = searched.run()
+        if not again.reachable or any(same_choice(again, other) for _, _, other in results):
+            break
+        found = again
+    if not results:
+        return begun
+    _, searched, found = min(results, key=lambda row: row[0])
+    return searched, found, known
+
+
+def same_choice(one: Found, other: Found) -> bool:
+    """Whether two answers of searches are the same plan."""
+    options = [{o.option.model_dump_json() for o in found.choice.values()} for found in (one, other)]
+    return options[0] == options[1] and one.start.network.precisions == other.start.network.precisions
 
 
 def reachable(plan: Plan) -> bool:
@@ -226,34 +112,13 @@ def reachable(plan: Plan) -> bool:
     return plan.target_ms is None or plan.estimate.latency_ms <= plan.target_ms / MARGIN
 
 
-def with_damages(run: Run, prices: Prices, base: Baseline, known: list[Offer]) -> list[Offer]:
-    """The offers, their damage measured if the limit takes more than the network as it is or another precision."""
-    target = MARGIN * original_limit(run, prices, base)
-    structural = [offer for offer in known if offer.transform.changes == "structure"]
-    measured = all(offer.damage is not None for offer in structural)
-    if measured or search(prices, known).without_structure(target) is not None:
-        return known
-    return offers(run, prices.network, base, measure=True)
-
-
-def write_plan(run: Run, prices: Prices, searched: Search, found: Found, target_ms: float) -> Plan:
+def write_plan(run: Run, prices: Prices, known: Offered, searched: Search, found: Found) -> Plan:
     """The plan as data, with a sentence for every lever."""
     job = run.job
     levers = [registry.transform(name) for name in SEARCHED]
-    estimate = price(searched.predict(found.choice), prices.profile, prices.runtime)
-    warnings = []
-    if estimate.extrapolated:
-        warnings.append(f"{len(estimate.extrapolated)} operators lie outside what was timed: their prices are guesses")
-    for table in filter(None, (job.profile.table(job.entry.name, p) for p in job.entry.precisions)):
-        if table.weak:
-            warnings.append(f"low confidence in the prices of {table.runtime} in {table.precision}: {table.weak}")
-    if job.entry.format != job.entry.name:
-        warnings.append(f"prices are those of {job.entry.name}; the file written for it is {job.entry.format}")
-    if not job.workload.trusted:
-        warnings.append("no calibration_data(): judged on random input, int8 ranges are not to be trusted")
-    structural = any(offer.transform.changes == "structure" for offer in found.choice.values())
-    if job.workload.train_data is None and job.request.train and structural:
-        warnings.append("no training data: the network is trained on the calibration inputs alone")
+    network = searched.predict(found)
+    estimate = prices.price(network)
+    limit_ms = searched.limits[0].most
     return Plan(
         workload=job.request.workload,
         workload_key=job.workload.key,
@@ -264,23 +129,31 @@ def write_plan(run: Run, prices: Prices, searched: Search, found: Found, target_
         seed=job.request.seed,
         train=job.request.train,
         train_seconds=job.request.train_seconds,
-        target_ms=None if math.isinf(target_ms) else target_ms,
+        target_ms=None if math.isinf(limit_ms) else limit_ms,
         estimate=estimate,
-        baseline_estimate=price(prices.network, prices.profile, prices.runtime),
+        baseline_estimate=prices.price(prices.network),
         chosen=reasons.chosen(searched, found),
-        rejected=reasons.rejected(searched, found, levers, job.entry),
-        warnings=tuple(warnings),
+        rejected=(
+            *reasons.left_in_float(network, prices.price),
+            *reasons.rejected(searched, found, levers, job.entry),
+            *known.turned_down,
+        ),
+        warnings=tuple(_warnings(run, found, estimate.extrapolated)),
     )
 
 
-def on_grid(factor: float, *, upwards: bool = False) -> float:
-    """A correction rounded to steps of 5 %; `upwards` never rounds a needed correction away."""
-    steps = math.log(factor) / math.log1p(GRID)
-    return (1 + GRID) ** (math.ceil(steps - 1e-9) if upwards else round(steps))
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a file, or of all files in a package folder."""
-    if path.is_dir():
-        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-    return path.stat().st_size
+def _warnings(run: Run, found: Found, extrapolated: tuple[str, ...]) -> list[str]:
+    job = run.job
+    warnings = []
+    if extrapolated:
+        warnings.append(f"{len(extrapolated)} operators lie outside what was timed: their prices are guesses")
+    for table in filter(None, (job.profile.table(job.entry.name, p) for p in job.entry.precisions)):
+        if table.weak:
+            warnings.append(f"low confidence in the prices of {table.runtime} in {table.precision}: {table.weak}")
+    if job.entry.format != job.entry.name:
+        warnings.append(f"prices are those of {job.entry.name}; the file written for it is {job.entry.format}")
+    if not job.workload.trusted:
+        warnings.append("no calibration_data(): judged on random input, int8 ranges are not to be trusted")
+    if job.workload.train_data is None and job.request.train and found.choice:
+        warnings.append("no training data: the network is trained on the calibration inputs alone")
+    return warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from mobilekit.types import Budget, DeviceProfile, Plan, RuntimeEntry
 from mobilekit.workload import Workload, load
 
 DEFAULT_TRAIN_SECONDS = 300.0
+DEFAULT_QAT_DROP = 0.3
+MOST_PLANS = 32
+"""Of a front."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,21 @@ class Request:
     seed: int = 0
     train: bool = True
     train_seconds: float = DEFAULT_TRAIN_SECONDS
+    """For all trainings of the run together."""
+    pareto: int | None = None
+    """Plans to make along the front of latency and damage."""
+    qat_drop: float = DEFAULT_QAT_DROP
+    """Points of expected accuracy that int8 may cost after the training; where it costs more, the network is trained
+    with rounding (quantisation-aware)."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not (math.isfinite(self.train_seconds) and self.train_seconds > 0):
+            raise BadInputError(f"a training of {self.train_seconds} seconds was asked for: give more than zero")
+        if self.pareto is not None and not 2 <= self.pareto <= MOST_PLANS:
+            raise BadInputError(f"--pareto takes a number of plans from 2 to {MOST_PLANS}, not {self.pareto}")
+        if not (math.isfinite(self.qat_drop) and self.qat_drop >= 0):
+            raise BadInputError(f"int8 may cost {self.qat_drop} points: it must be a number of at least 0")
 
 
 @dataclass(frozen=True)

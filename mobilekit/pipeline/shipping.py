@@ -1,98 +1,31 @@
-"""Trains the settled plan, writes its files, checks each against PyTorch, and measures them."""
+"""Writes the files of the settled plan, checks each against PyTorch, and measures them."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from mobilekit import manifest, registry
 from mobilekit.errors import MobilekitError, StorageError
 from mobilekit.evaluate import SessionModule, accuracy, file_parity, outputs
 from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
-from mobilekit.pipeline.planning import file_size
+from mobilekit.pipeline.original import file_size
+from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
 from mobilekit.pipeline.run import Recorded, Run, bench_model
 from mobilekit.store import Store
-from mobilekit.training.distillation import Trained, TrainingJob, distil
 from mobilekit.types import Candidate, ExportedModel, ExportJob, Precision, Value
 from mobilekit.workload import Workload
 
 PARITY_SAMPLES = 64
-TRAIN_BATCH = 32
 LEAST_SQNR_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
 """Files below are not shipped. Healthy ones reach 100, 45 and 18 dB or more; broken int8 conversions give 2 to 5."""
-
-
-# ---------------------------------------------------------------- training
-
-
-class TrainingResult(Value):
-    """What training did; the weights are in checkpoints/trained.safetensors."""
-
-    steps: int
-    first_loss: float
-    last_loss: float
-
-
-def train(run: Run, candidate: Candidate) -> tuple[Candidate, TrainingResult | None]:
-    """Fine-tune with distillation from the original, where the structure was changed."""
-    levers = {registry.transform(o.transform).changes for o in candidate.history}
-    if not run.job.request.train or "structure" not in levers:
-        return candidate, None
-    try:
-        result = run.stages.run("training", TrainingResult, lambda: _train(run, candidate))
-    except StorageError:
-        raise
-    except MobilekitError as error:
-        run.fail("training", run.job.workload.name, error, "the files hold the compressed network without training")
-        return candidate, None
-    weights = run.store.load_tensors("trained")
-    if weights is None:
-        raise MobilekitError("checkpoints/trained.safetensors cannot be read: run again without --resume")
-    candidate.module.load_state_dict(weights)
-    return candidate, result
-
-
-def _train(run: Run, candidate: Candidate) -> TrainingResult:
-    workload = run.job.workload
-    trained: Trained = distil(
-        candidate.module,
-        workload.module,
-        TrainingJob(
-            batches=workload.train_data or (lambda: _shuffled(workload.calibration)),
-            labelled=workload.labelled,
-            loss=workload.loss,
-            seconds=run.job.request.train_seconds,
-            seed=run.job.request.seed,
-            load=lambda: _same_run(run, run.store.load_tensors("training")),
-            save=lambda state: _save_training(run, state),
-            progress=lambda fraction: run.stages.progress("training", fraction),
-        ),
-    )
-    run.store.save_tensors("trained", trained.module.state_dict())
-    return TrainingResult(steps=trained.steps, first_loss=trained.first_loss, last_loss=trained.last_loss)
-
-
-def _shuffled(calibration: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The calibration inputs in batches that batch norms can work with, in another order each pass."""
-    inputs = torch.cat(list(calibration))
-    return list(torch.split(inputs[torch.randperm(len(inputs))], TRAIN_BATCH))
-
-
-def _same_run(run: Run, state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The half-trained state, if it belongs to this run."""
-    return state if state and run.store.load_stage("training-key", run.stages.key) else None
-
-
-def _save_training(run: Run, state: dict[str, Any]) -> None:
-    run.store.save_tensors("training", state)
-    run.store.save_stage("training-key", run.stages.key, value=True)
 
 
 # ---------------------------------------------------------------- files
@@ -228,52 +161,51 @@ def file_sha256(path: Path) -> str:
 class FinalRuns(Value):
     """The measurement that the verdict rests on, the other files', and the profiler's times per operator."""
 
-    pair: tuple[Recorded, ...]
-    others: dict[str, Recorded]
-    profiled: tuple[Recorded, ...]
+    sessions: Sessions = ()
+    """Original and result, in each session in turn."""
+    others: dict[str, Recorded] = Field(default_factory=dict)
+    profiled: tuple[Recorded, ...] = ()
     peak_memory_mb: float | None = None
     """Only measured where the budget limits it: it takes a process of its own."""
 
 
 def measure_all(run: Run, shipped: list[Shipped]) -> FinalRuns:
     """Original and result in turn, for the verdict; then every other file that the device runs; then operators."""
-    nothing = FinalRuns(pair=(), others={}, profiled=())
     result = result_of(run, [s.model for s in shipped])
     if run.job.device is None or result is None:
-        return nothing
+        return FinalRuns()
     try:
         return run.stages.run("measure", FinalRuns, lambda: _measure_all(run, shipped, result))
     except StorageError:
         raise
     except MobilekitError as error:  # not kept as finished: a resumed run measures again
         run.fail("measure", result.path, error, "run again with --resume: everything before is kept")
-        return nothing
+        return FinalRuns()
 
 
 def _measure_all(run: Run, shipped: list[Shipped], result: ExportedModel) -> FinalRuns:
-    runtime = run.job.runtime
-    original = bench_model("original", run.store.path("checkpoints", f"original{runtime.suffix}"), runtime.name)
-    main = bench_model("result", run.store.path(result.path), runtime.name)
-    pair = run.measure([original, main])
-    run.stages.progress("measure", 0.5)
+    path = run.store.path(result.path)
+    sessions, _ = paired(run, "measure", "result", path, VERDICT)
+    run.stages.progress("measure", 0.8)
     runnable = {entry.name for entry in run.job.profile.runtimes}
     rest = [s.model for s in shipped if s.model is not result and s.model.runtime in runnable]
     others: dict[str, Recorded] = {}
-    profiled: tuple[Recorded, ...] = ()
+    kernels: tuple[Recorded, ...] = ()
     peak: float | None = None
     try:
         if rest:
             files = [bench_model(m.path, run.store.path(m.path), m.runtime) for m in rest]
             others = dict(zip((m.path for m in rest), run.measure(files), strict=True))
-        run.stages.progress("measure", 0.8)
-        profiled = tuple(run.measure([original, main], per_operator=True, runs=20, max_seconds=5.0))
+        run.stages.progress("measure", 0.9)
+        kernels = profiled(run, "result", path)
         if run.job.request.budget.peak_memory_mb is not None:
-            peak = run.measure([main], runs=20)[0].measurement.peak_memory_mb
+            alone = bench_model("result", path, run.job.runtime.name)
+            peak = run.measure([alone], runs=20)[0].measurement.peak_memory_mb
     except StorageError:
         raise
     except MobilekitError as error:
         run.fail("measure", "files beside the result", error, "measure them alone: mobilekit measure FILE")
-    return FinalRuns(pair=tuple(pair), others=others, profiled=profiled, peak_memory_mb=peak)
+    return FinalRuns(sessions=sessions, others=others, profiled=kernels, peak_memory_mb=peak)
 
 
 def result_of(run: Run, models: Iterable[ExportedModel]) -> ExportedModel | None:

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from mobilekit import __version__, bench, registry
-from mobilekit.pipeline.planning import Baseline
-from mobilekit.pipeline.rounds import RoundResult
+from mobilekit.pipeline.acceptance import RoundResult
+from mobilekit.pipeline.original import Baseline
+from mobilekit.pipeline.rounds import planned
 from mobilekit.pipeline.run import Recorded, Run, written
 from mobilekit.pipeline.shipping import FinalRuns, Shipped, result_of
+from mobilekit.pipeline.verdict import Outcome, judged
 from mobilekit.store import Store
 from mobilekit.types import (
     Budget,
@@ -20,8 +22,8 @@ from mobilekit.types import (
     Estimate,
     ExportedModel,
     Finding,
+    FrontierRow,
     Interval,
-    Measurement,
     ModelFigures,
     ModelRow,
     Network,
@@ -50,8 +52,9 @@ class Findings:
     unreachable: bool = False
     dry_run: bool = False
     shipped: Sequence[Shipped] = ()
-    final: FinalRuns = field(default_factory=lambda: FinalRuns(pair=(), others={}, profiled=()))
+    final: FinalRuns = field(default_factory=FinalRuns)
     warnings: list[str] = field(default_factory=list)
+    frontier: Sequence[FrontierRow] = ()
 
 
 def write_reports(run: Run, found: Findings) -> Report:
@@ -72,11 +75,11 @@ def _report(run: Run, found: Findings) -> Report:
     job, budget = run.job, run.job.request.budget
     models = [s.model for s in found.shipped]
     main = result_of(run, models)
-    pair = [r.measurement for r in found.final.pair]
-    comparison = bench.Comparison.of(pair[0], pair[1]) if len(pair) == 2 else None
-    result = _result(run, found, main, pair)
-    findings = _judge(budget, found, comparison, result)
-    estimate = found.plan.estimate
+    comparison = _comparison(run, found.final)
+    pair = [comparison.baseline, comparison.candidate] if comparison else []
+    result = _result(run, found, main, comparison)
+    findings = judged(budget, _outcome(found, comparison, result))
+    estimate, stuck = found.plan.estimate, _stuck(found)
     return Report(
         mobilekit_version=__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -89,18 +92,21 @@ def _report(run: Run, found: Findings) -> Report:
         budget=budget,
         verdict=_verdict(found, findings),
         findings=findings,
-        best_reachable_ms=found.unreachable_ms,
+        best_reachable_ms=stuck.reachable_ms if stuck else found.unreachable_ms,
+        best_reachable_ratio=stuck.reachable_ratio if stuck else None,
         best_reachable_basis=None if found.unreachable_ms is None else ("predicted" if found.dry_run else "measured"),
         dry_run=found.dry_run,
-        baseline=_baseline(run, found, pair),
+        baseline=_baseline(run, found, comparison),
         result=result,
         accuracy_kind=job.workload.accuracy_kind,
         ratio=comparison.ratio if comparison else None,
         ratio_interval=comparison.interval if comparison else None,
+        sessions=len(comparison.rounds) if comparison else None,
         predicted_latency_ms=_interval(estimate),
         predicted_baseline_ms=_interval(found.plan.baseline_estimate),
         extrapolated=estimate.extrapolated,
-        rounds=tuple(_round(r) for r in found.rounds),
+        rounds=tuple(_round(budget, r) for r in found.rounds),
+        frontier=tuple(found.frontier),
         plan=tuple(
             PlanRow(
                 transform=c.option.transform,
@@ -118,76 +124,53 @@ def _report(run: Run, found: Findings) -> Report:
         predicted_before=_predicted_bars(found.plan.baseline_estimate),
         predicted_after=_predicted_bars(estimate),
         samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
-        conditions=_conditions(run, pair),
+        conditions=_conditions(run, comparison),
         stages=tuple(run.stages.rows),
         failures=tuple(run.stages.failures),
         warnings=(*found.plan.warnings, *found.warnings, *(w for m in pair for w in bench.warnings_about(m))),
     )
 
 
-def _interval(estimate: Estimate) -> Interval:
-    return Interval(low=estimate.low_ms, value=estimate.latency_ms, high=estimate.high_ms, basis=estimate.basis)
-
-
-def _judge(
-    budget: Budget, found: Findings, comparison: bench.Comparison | None, result: ModelFigures
-) -> tuple[Finding, ...]:
-    """Each line of the budget against what was measured."""
-    rows = []
-    if budget.latency_ms is not None:
-        rows.append(_most("latency_ms", budget.latency_ms, result.latency_ms))
-    if budget.speedup is not None:
-        rows.append(_speedup(budget, comparison))
-    if budget.size_mb is not None:
-        size = result.size_bytes / MEGABYTE if result.size_bytes is not None else None
-        rows.append(_most("size_mb", budget.size_mb, size))
-    if budget.peak_memory_mb is not None:
-        peak = found.final.peak_memory_mb
-        rows.append(_most("peak_memory_mb", budget.peak_memory_mb, peak))
-    if budget.max_drop is not None:
-        drop = None if result.accuracy is None else 100 * (found.base.accuracy - result.accuracy)
-        rows.append(_most("max_drop", budget.max_drop, drop))
-    return tuple(rows)
-
-
-def _most(item: str, limit: float, value: float | None) -> Finding:
-    met = value is not None and value <= limit
-    return Finding(item=item, limit=limit, found=value, met=met, note="" if value is not None else "not measured")
-
-
-def _speedup(budget: Budget, comparison: bench.Comparison | None) -> Finding:
-    """The smaller of the paired ratio and the ratio of the two medians, so that neither way of looking is flattered."""
-    limit = budget.speedup or math.inf
-    if comparison is None:
-        return Finding(item="speedup", limit=limit, found=None, met=False, note="not measured")
-    medians = [bench.median_ms(m, budget.clock) for m in (comparison.baseline, comparison.candidate)]
-    value = min(comparison.ratio, medians[0] / medians[1])
-    low, high = comparison.interval
-    return Finding(
-        item="speedup",
-        limit=limit,
-        found=value,
-        met=value >= limit,
-        note=f"paired ratio {comparison.ratio:.2f}, 90 % interval {low:.2f} to {high:.2f}",
-    )
-
-
 def _verdict(found: Findings, findings: Sequence[Finding]) -> Verdict | None:
     if found.unreachable:
         return "unreachable"
-    if not findings or not found.final.pair:
+    if not findings or not found.final.sessions:
         return None
     return "met" if all(row.met for row in findings) else "missed"
 
 
-def _baseline(run: Run, found: Findings, pair: Sequence[Measurement]) -> ModelFigures:
+def _outcome(found: Findings, comparison: bench.Comparison | None, result: ModelFigures) -> Outcome:
+    drop = None if result.accuracy is None else 100 * (found.base.accuracy - result.accuracy)
+    size = result.size_bytes / MEGABYTE if result.size_bytes is not None else None
+    return Outcome(comparison, size_mb=size, peak_memory_mb=found.final.peak_memory_mb, drop=drop)
+
+
+def _comparison(run: Run, final: FinalRuns) -> bench.Comparison | None:
+    """The last measurement: original and result over all sessions."""
+    if not final.sessions:
+        return None
+    pairs = [(before.measurement, after.measurement) for before, after in final.sessions]
+    return bench.Comparison.of(*pairs, clock=run.job.request.budget.clock)
+
+
+def _stuck(found: Findings) -> RoundResult | None:
+    """The round that found the best that is within reach, where that was measured and is not enough."""
+    return found.rounds[-1] if found.unreachable and not found.dry_run and found.rounds else None
+
+
+def _interval(estimate: Estimate) -> Interval:
+    return Interval(low=estimate.low_ms, value=estimate.latency_ms, high=estimate.high_ms, basis=estimate.basis)
+
+
+def _baseline(run: Run, found: Findings, comparison: bench.Comparison | None) -> ModelFigures:
     base = found.base
-    # beside what it is compared with: the result, or the round that found the best reachable latency
-    latency = min(found.rounds, key=lambda r: r.judged_ms).baseline_ms if found.rounds else None
-    if pair:
-        latency = bench.median_ms(pair[0], run.job.request.budget.clock)
+    # beside what it is compared with: the result, or the round that measured this plan
+    latency = next((r.baseline_ms for r in reversed(found.rounds) if r.plan == found.plan), None)
+    if comparison is not None:
+        latency = bench.median_ms(comparison.baseline, comparison.clock)
     return ModelFigures(
         latency_ms=latency,
+        latency_interval_ms=comparison.latency_interval_ms(comparison.baseline) if comparison else None,
         accuracy=base.accuracy,
         size_bytes=base.size_bytes,
         macs=found.network.macs,
@@ -198,17 +181,15 @@ def _baseline(run: Run, found: Findings, pair: Sequence[Measurement]) -> ModelFi
     )
 
 
-def _result(run: Run, found: Findings, main: ExportedModel | None, pair: Sequence[Measurement]) -> ModelFigures:
+def _result(run: Run, found: Findings, main: ExportedModel | None, comparison: bench.Comparison | None) -> ModelFigures:
     """The planned network: its size in numbers is known without weights, the rest only once it was built."""
-    judged = next((s.accuracy for s in found.shipped if s.model is main), None)
-    planned = found.network
-    for chosen in found.plan.chosen:
-        planned = registry.transform(chosen.option.transform).predict(planned, chosen.option)
+    measured = next((s.accuracy for s in found.shipped if s.model is main), None)
     return ModelFigures(
-        latency_ms=bench.median_ms(pair[1], run.job.request.budget.clock) if len(pair) == 2 else None,
-        accuracy=judged,
+        latency_ms=bench.median_ms(comparison.candidate, comparison.clock) if comparison else None,
+        latency_interval_ms=comparison.latency_interval_ms(comparison.candidate) if comparison else None,
+        accuracy=measured,
         size_bytes=main.size_bytes if main else None,
-        macs=planned.macs,
+        macs=planned(found.network, found.plan).macs,
         params=sum(p.numel() for p in found.candidate.module.parameters()) if found.candidate else None,
         runtime=run.job.runtime.name,
         precision=main.precision if main else None,
@@ -218,7 +199,7 @@ def _result(run: Run, found: Findings, main: ExportedModel | None, pair: Sequenc
 
 def _model_row(run: Run, found: Findings, shipped: Shipped, main: ExportedModel | None) -> ModelRow:
     model = shipped.model
-    own: list[Recorded] = [found.final.pair[1]] if model is main and found.final.pair else []
+    own: list[Recorded] = [after for _, after in found.final.sessions] if model is main else []
     if model.path in found.final.others:
         own.append(found.final.others[model.path])
     clock = run.job.request.budget.clock
@@ -235,15 +216,25 @@ def _model_row(run: Run, found: Findings, shipped: Shipped, main: ExportedModel 
     )
 
 
-def _round(result: RoundResult) -> Round:
-    """The target is given in milliseconds of this round's machine speed: a speedup is relative to its original."""
-    speed = result.measured_ms / result.judged_ms
+def _round(budget: Budget, result: RoundResult) -> Round:
+    """The prediction and the target at this round's speed of the machine: relative to its original."""
+    speed = result.baseline_ms / result.unit_ms
+    target_ms = budget.latency_ms
+    if target_ms is None and not math.isinf(result.limit_ms):
+        target_ms = result.limit_ms * speed
     return Round(
-        predicted_ms=result.predicted_ms,
+        predicted_ms=result.predicted_ms * speed,
         measured_ms=result.measured_ms,
         baseline_ms=result.baseline_ms,
-        target_ms=None if math.isinf(result.limit_ms) else result.limit_ms * speed,
+        target_ms=target_ms,
         options=len(result.plan.chosen),
+        predicted_ratio=result.predicted_ratio,
+        ratio=result.ratio,
+        ratio_interval=result.ratio_interval,
+        sessions=len(result.session_ratios),
+        accept=result.accept,
+        accepted=None if target_ms is None else result.fits,
+        kinds=result.kinds,
     )
 
 
@@ -259,18 +250,19 @@ def _predicted_bars(estimate: Estimate) -> tuple[OperatorBar, ...]:
     return tuple(OperatorBar(name=o.name, kind=o.kind, ms=o.latency_ms) for o in estimate.operators)
 
 
-def _conditions(run: Run, pair: Sequence[Measurement]) -> dict[str, str]:
+def _conditions(run: Run, comparison: bench.Comparison | None) -> dict[str, str]:
     """How the last measurement was made, in words."""
-    if not pair:
+    if comparison is None:
         return {"measurement": "none: nothing was run on a device"}
-    first = pair[0]
-    temperatures = [first.temperature_before_c, pair[-1].temperature_after_c]
+    first, last = comparison.baseline, comparison.candidate
+    temperatures = [first.temperature_before_c, last.temperature_after_c]
     return {
-        "protocol": "original, result and reference matrix product in turn, one after another in every round",
+        "protocol": "original, result and reference matrix product in turn, one after another in every round; "
+        "every session in a process of its own",
         "clock": f"{run.job.request.budget.clock} time; wall time is kept beside it in measurements.jsonl",
         "threads": f"{first.threads}, "
-        + (f"pinned to CPU {', '.join(map(str, first.cpus))}" if first.cpus else "not pinned"),
-        "rounds": str(len(first.samples_ms)),
+        + (f"pinned to CPU {' or '.join(map(str, first.cpus))}" if first.cpus else "not pinned"),
+        "rounds": f"{len(first.samples_ms)} in {len(comparison.rounds)} sessions",
         "compute unit": first.compute_unit,
         "started": first.started_at,
         "runtime versions": ", ".join(f"{name} {version}" for name, version in sorted(first.versions.items())),

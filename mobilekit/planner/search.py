@@ -1,175 +1,253 @@
-"""Finds the options that meet a latency target at the least damage."""
+"""Finds the options that keep every limit at the least damage: a multiple choice under coupled prices.
+
+Lagrangian relaxation gives the start (minimise damage plus a multiplier times the figures, place by place; bisect the
+multiplier), a local search over single and paired moves improves it, and the exact price judges what comes out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
-from mobilekit.interfaces import Transform
-from mobilekit.types import Network, Option
+import numpy as np
+
+from mobilekit.errors import UnsupportedError
+from mobilekit.planner.offers import Choice, Found, Offer, Start, predicted
+from mobilekit.planner.terrain import Limit, State, Terrain
+from mobilekit.types import Network
 
 LEAST_DAMAGE = 1e-9
 """Options that do no measurable damage are ranked by what they save."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """An option with its measured damage (None: not measured) and the lever it belongs to."""
-
-    option: Option
-    transform: Transform
-    damage: float | None = None
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """At most one option is chosen at a place."""
-        return self.option.transform, self.option.where
-
-    @property
-    def cost(self) -> float:
-        """The damage as the search counts it."""
-        return self.damage or 0.0
-
-
-Choice = dict[tuple[str, str], Offer]
-
-
-@dataclass(frozen=True)
-class Found:
-    """The search's answer: the choice, its predicted latency, and whether that meets the target."""
-
-    choice: Choice
-    latency_ms: float
-    reachable: bool
+SWEEPS = 12
+"""Over all places for one multiplier; they settle after three or four."""
+MULTIPLIERS = 24
+TIGHTENINGS = 8
+"""How often limits are moved inwards because the exact price was above the tables'."""
+PAIRS = 200
+"""Paired moves that are looked at closely in one step of the local search: those that gain most."""
 
 
 class Search:
-    """A multiple choice under a price: at most one option a place, least summed damage within the target.
+    """The best choice within limits; the first limit is the latency. Everything is deterministic.
 
-    The damage of a combination is taken as the sum of its parts: it ranks combinations, and the measured rounds and
-    the accuracy at the end judge the one that is taken. Everything is deterministic.
+    The damage of a combination is taken as the sum of its parts: it ranks combinations, and whoever asks measures
+    those that come out. `starts` are assignments of precisions, the network as it is first.
     """
 
-    def __init__(self, network: Network, offers: Sequence[Offer], price: Callable[[Network], float]) -> None:
-        self.network = network
-        self.offers = list(offers)
-        self._price = price
-        self._known: dict[tuple[tuple[str, str, str], ...], float] = {}
+    def __init__(self, starts: Sequence[Start], offers: Sequence[Offer], limits: Sequence[Limit]) -> None:
+        self.starts, self.offers, self.limits = list(starts), list(offers), list(limits)
+        self.network = self.starts[0].network
+        self._known: dict[tuple[int, str], tuple[float, ...]] = {}
+        self._terrains: dict[int, Terrain] = {}
 
-    def latency_ms(self, choice: Choice) -> float:
-        """Predicted latency of a choice."""
-        key = tuple(sorted((*place, offer.option.model_dump_json()) for place, offer in choice.items()))
+    # ------------------------------------------------------------ exact figures
+
+    def latency_ms(self, start: Start, choice: Choice) -> float:
+        """Predicted latency of a choice; infinite where its options do not go together."""
+        return self._figures(start, choice)[0]
+
+    def _figures(self, start: Start, choice: Choice) -> tuple[float, ...]:
+        key = id(start), "".join(sorted(offer.option.model_dump_json() for offer in choice.values()))
         if key not in self._known:
-            self._known[key] = self._price(self.predict(choice))
+            try:
+                network = predicted(start, choice)
+            except UnsupportedError:
+                self._known[key] = (math.inf,) * len(self.limits)
+            else:
+                self._known[key] = tuple(limit.figure.of(network) for limit in self.limits)
         return self._known[key]
 
-    def predict(self, choice: Choice) -> Network:
-        """The network after a choice."""
-        network = self.network
-        for offer in in_order(choice):
-            network = offer.transform.predict(network, offer.option)
-        return network
+    def within(self, start: Start, choice: Choice, limits: Sequence[float] | None = None) -> bool:
+        """Whether the exact figures keep all limits."""
+        most = limits or [limit.most for limit in self.limits]
+        return all(figure <= bound for figure, bound in zip(self._figures(start, choice), most, strict=True))
 
-    def run(self, target_ms: float) -> Found:
-        """The best choice within the target, or the fastest there is where none is within it.
+    def predict(self, found: Found) -> Network:
+        """The network after a search."""
+        return predicted(found.start, found.choice)
+
+    # ------------------------------------------------------------ answers
+
+    def run(self) -> Found:
+        """The choice of least damage within the limits, or the fastest there is where none is within them.
 
         Precision alone is taken wherever it suffices: it needs no training and keeps the architecture.
         """
-        alone = self.without_structure(target_ms)
+        alone = self.without_structure()
         if alone is not None:
             return alone
-        starts = self._starts()
-        found = [self._descend(start, target_ms) for start in starts]
-        reached = [self._improve(choice, target_ms) for choice in found if self.latency_ms(choice) <= target_ms]
+        found = [self.best_of(start) for start in self.starts]
+        reached = [one for one in found if one is not None]
         if reached:
-            best = min(reached, key=lambda choice: (damage(choice), self.latency_ms(choice)))
-            return Found(best, self.latency_ms(best), reachable=True)
+            return min(reached, key=lambda one: (one.damage, one.latency_ms))
         return self.fastest()
 
-    def without_structure(self, target_ms: float) -> Found | None:
-        """The network as it is, or precision alone, where that is within the target."""
-        within = [start for start in self._starts() if self.latency_ms(start) <= target_ms]
+    def without_structure(self) -> Found | None:
+        """The network as it is, or precision alone, where that is within the limits."""
+        within = [start for start in self.starts if self.within(start, {})]
         if not within:
             return None
-        best = min(within, key=lambda choice: (len(choice), damage(choice), self.latency_ms(choice)))
-        return Found(best, self.latency_ms(best), reachable=True)
+        best = min(within, key=lambda start: (start is not self.starts[0], start.cost, self.latency_ms(start, {})))
+        return Found(best, {}, self.latency_ms(best, {}), reachable=True)
 
-    def _starts(self) -> list[Choice]:
-        """No change, and each precision alone."""
-        return [{}, *({o.place: o} for o in self.offers if o.transform.changes == "precision")]
+    def best_of(self, start: Start) -> Found | None:
+        """The choice of least damage within the limits from one start; None where there is none."""
+        terrain = self._terrain(start)
+        bound = np.ones(len(self.limits))
+        best: Choice | None = None
+        for _ in range(TIGHTENINGS):
+            state = _lowest(terrain, bound)
+            if state is None:
+                break
+            choice = terrain.choice(_improved(terrain, state, bound))
+            figures = np.array(self._figures(start, choice)) * terrain.scales
+            if (figures <= 1).all():
+                best = choice
+                break
+            if not np.isfinite(figures).all():
+                return self._greedy(start)
+            estimated = terrain.figures(terrain.state(choice))
+            bound = bound * np.minimum(1.0, 0.999 * estimated / np.maximum(figures, estimated)) * 0.998
+        if best is None:
+            return self._greedy(start)
+        return Found(start, best, self.latency_ms(start, best), reachable=True)
+
+    def _greedy(self, start: Start) -> Found | None:
+        """By exact figures alone: from the fastest choice, give back whatever can be given back."""
+        choice = dict(self._fastest_of(start))
+        if not self.within(start, choice):
+            return None
+        for place in sorted(choice, key=lambda p: -choice[p].cost):
+            options = [o for o in self.offers if o.place == place and o.cost < choice[place].cost]
+            rest = {p: o for p, o in choice.items() if p != place}
+            for milder in [rest, *({**rest, place: o} for o in sorted(options, key=lambda o: o.cost))]:
+                if self.within(start, milder):
+                    choice = milder
+                    break
+        return Found(start, choice, self.latency_ms(start, choice), reachable=True)
 
     def fastest(self) -> Found:
-        """The choice with the least predicted latency: what the target is judged against before any training."""
+        """The choice with the least predicted latency: what the limit is judged against before any training."""
         return min(self.extremes(), key=lambda found: found.latency_ms)
 
     def extremes(self) -> list[Found]:
-        """The fastest choice in each precision: prices of precisions are off by different factors."""
-        ends = [self._descend(start, 0.0) for start in self._starts()]
-        return [Found(end, self.latency_ms(end), reachable=False) for end in ends]
+        """The fastest choice of each start: prices of precisions are off by different factors."""
+        found = []
+        for start in self.starts:
+            choice = self._fastest_of(start)
+            found.append(Found(start, choice, self.latency_ms(start, choice), reachable=False))
+        return found
 
-    def _descend(self, start: Choice, target_ms: float) -> Choice:
-        """Greedy: always the step that saves the most time for the damage it adds, until the target is met."""
-        choice = dict(start)
-        latency = self.latency_ms(choice)
-        while latency > target_ms:
-            steps = []
-            for offer in self._structural():
-                after = {**choice, offer.place: offer}
-                saved = latency - self.latency_ms(after)
-                added = offer.cost - (choice[offer.place].cost if offer.place in choice else 0.0)
-                if saved > 0:
-                    steps.append((saved / max(added, LEAST_DAMAGE), saved, offer))
-            if not steps:
-                break
-            _, _, offer = max(steps, key=lambda step: step[:2])
-            choice[offer.place] = offer
-            latency = self.latency_ms(choice)
-        return choice
+    def _fastest_of(self, start: Start) -> Choice:
+        terrain = self._terrain(start)
+        narrowest = {place: len(options) for place, options in terrain.options.items()}
+        ends = [terrain.none()]
+        for begun in (terrain.none(), narrowest):
+            ends.append(_descended(terrain, begun, np.eye(len(self.limits))[0] / LEAST_DAMAGE))
+        return min((terrain.choice(end) for end in ends), key=lambda choice: self.latency_ms(start, choice))
 
-    def _improve(self, choice: Choice, target_ms: float) -> Choice:
-        """Local search: weaken one place, or weaken one and strengthen another, while damage falls."""
-        best = dict(choice)
-        while True:
-            better = self._better_neighbour(best, target_ms)
-            if better is None:
-                return best
-            best = better
-
-    def _better_neighbour(self, choice: Choice, target_ms: float) -> Choice | None:
-        now = damage(choice)
-        weaker = [
-            (place, without)
-            for place, offer in choice.items()
-            if offer.transform.changes == "structure"
-            for without in self._weaker(choice, offer)
-        ]
-        candidates = [without for _, without in weaker]
-        for place, without in weaker:
-            for offer in self._structural():
-                if offer.place != place and damage(without) + offer.cost < now + _cost_at(without, offer.place):
-                    candidates.append({**without, offer.place: offer})
-        falling = sorted((c for c in candidates if damage(c) < now - LEAST_DAMAGE), key=damage)
-        return next((c for c in falling if self.latency_ms(c) <= target_ms), None)
-
-    def _weaker(self, choice: Choice, offer: Offer) -> list[Choice]:
-        """The choice with this place given up, or with any option there that does less damage."""
-        rest = {place: kept for place, kept in choice.items() if place != offer.place}
-        milder = [o for o in self._structural() if o.place == offer.place and o.cost < offer.cost]
-        return [rest, *({**rest, mild.place: mild} for mild in milder)]
-
-    def _structural(self) -> list[Offer]:
-        return [offer for offer in self.offers if offer.transform.changes == "structure"]
+    def _terrain(self, start: Start) -> Terrain:
+        if id(start) not in self._terrains:
+            self._terrains[id(start)] = Terrain(start, self.offers, self.limits)
+        return self._terrains[id(start)]
 
 
-def in_order(choice: Choice) -> list[Offer]:
-    """The order in which options are applied: structure before precision, each in order of place."""
-    return sorted(choice.values(), key=lambda offer: (offer.transform.changes == "precision", offer.place))
+# ---------------------------------------------------------------- the relaxed problem
 
 
-def damage(choice: Choice) -> float:
-    """Summed damage of a choice."""
-    return sum(offer.cost for offer in choice.values())
+def _descended(terrain: Terrain, state: State, weights: np.ndarray) -> State:
+    """Least damage plus weighted figures, place by place until nothing changes."""
+    state = dict(state)
+    for _ in range(SWEEPS):
+        changed = False
+        for place in terrain.places:
+            total = terrain.damages[place] + weights @ terrain.at(place, state)
+            taken = int(np.argmin(np.where(np.isnan(total), np.inf, total)))
+            if total[taken] < total[state[place]] - 1e-15:
+                state[place], changed = taken, True
+        if not changed:
+            return state
+    return state
 
 
-def _cost_at(choice: Choice, place: tuple[str, str]) -> float:
-    return choice[place].cost if place in choice else 0.0
+def _lowest(terrain: Terrain, bound: np.ndarray) -> State | None:
+    """The least damage among the relaxed problem's solutions that keep the bounds; None where none does."""
+    best: State | None = None
+    active = np.zeros(len(bound))
+    active[0] = 1.0
+    for _ in range(len(bound)):
+        found, violated = _bisected(terrain, bound, active)
+        if found is not None and (best is None or terrain.damage(found) < terrain.damage(best)):
+            best = found
+        if best is not None or violated is None or active[violated]:
+            return best
+        active[violated] = 1.0
+    return best
+
+
+def _bisected(terrain: Terrain, bound: np.ndarray, active: np.ndarray) -> tuple[State | None, int | None]:
+    """Search for the least multiplier of the active figures; also the limit that stays violated at the greatest."""
+    low, high = 1e-6, 1e9
+    best: State | None = None
+    state = terrain.none()
+    for _ in range(MULTIPLIERS):
+        middle = math.sqrt(low * high)
+        # from both sides: the descent ends in the local optimum that is nearest
+        ends = [_descended(terrain, begun, middle * active) for begun in (terrain.none(), state)]
+        state = min(ends, key=lambda s: terrain.damage(s) + middle * float(active @ terrain.figures(s)))
+        if (terrain.figures(state) <= bound).all():
+            high = middle
+            if best is None or terrain.damage(state) < terrain.damage(best):
+                best = dict(state)
+        else:
+            low = middle
+    if best is not None:
+        return best, None
+    state = _descended(terrain, state, active / LEAST_DAMAGE)
+    over = terrain.figures(state) / bound
+    if (over <= 1).all():
+        return state, None
+    return None, int(np.argmax(np.where(active > 0, 0, over))) if (over[active == 0] > 1).any() else None
+
+
+def _improved(terrain: Terrain, state: State, bound: np.ndarray) -> State:
+    """Local search: change one place, or two at once, while the damage falls and the bounds hold."""
+    state = dict(state)
+    while True:
+        better = _better(terrain, state, bound)
+        if better is None:
+            return state
+        state = better
+
+
+def _better(terrain: Terrain, state: State, bound: np.ndarray) -> State | None:
+    moves: list[tuple[int, int]] = []
+    places = terrain.places
+    changes, gains = [], []
+    for number, place in enumerate(places):
+        figures, now = terrain.at(place, state), state[place]
+        for taken in range(figures.shape[1]):
+            if taken != now and np.isfinite(figures[:, taken]).all():
+                moves.append((number, taken))
+                changes.append(figures[:, taken] - figures[:, now])
+                gains.append(terrain.damages[place][now] - terrain.damages[place][taken])
+    if not moves:
+        return None
+    room = bound - terrain.figures(state)
+    change, gain = np.array(changes), np.array(gains)
+    single = np.where((change <= room).all(axis=1), gain, -np.inf)
+    best = int(np.argmax(single))
+    if single[best] > LEAST_DAMAGE:
+        return {**state, places[moves[best][0]]: moves[best][1]}
+    pairs = gain[:, None] + gain[None, :]
+    places_of = np.array([number for number, _ in moves])
+    fits = ((change[:, None, :] + change[None, :, :]) <= room + 0.02).all(axis=2)
+    pairs[~fits | (places_of[:, None] >= places_of[None, :])] = -np.inf
+    order = np.argsort(-pairs, axis=None, kind="stable")[:PAIRS]
+    for one, other in zip(*np.unravel_index(order, pairs.shape), strict=True):
+        if pairs[one, other] <= LEAST_DAMAGE:
+            return None
+        tried = {**state, **{places[moves[m][0]]: moves[m][1] for m in (int(one), int(other))}}
+        if (terrain.figures(tried) <= bound).all():
+            return tried
+    return None

@@ -140,7 +140,30 @@ class Steps:
     steps: tuple[Step, ...]
 
 
-Block = Table | Text | Bullets | Bars | Strips | Steps
+@dataclass(frozen=True)
+class Dot:
+    """A network in a picture of accuracy over latency."""
+
+    label: str
+    latency_ms: float
+    accuracy: float
+    original: bool
+    spoken: str
+    """Its name for those who do not see the picture."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Accuracy over latency, from the worst to the best there is."""
+
+    kind: ClassVar[str] = "scatter"
+    caption: str
+    basis: Basis
+    """Of the latencies."""
+    dots: tuple[Dot, ...]
+
+
+Block = Table | Text | Bullets | Bars | Strips | Steps | Scatter
 
 
 @dataclass(frozen=True)

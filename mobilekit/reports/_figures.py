@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from mobilekit.reports import _words as words
-from mobilekit.reports._blocks import Bar, Bars, Step, Steps, Strip, Strips
+from mobilekit.reports._blocks import Bar, Bars, Dot, Scatter, Step, Steps, Strip, Strips
 
 LEFT, RIGHT = 0.0, 100.0
 """Where the scale begins and ends, in percent of the width."""
@@ -20,12 +20,17 @@ LONGEST_LABEL, SHORT_LABEL = 26, 18
 ROW = 34
 MOST_DOTS = 400
 STRIP_HEIGHT = 54
+BEST, WORST = 14.0, 200.0
+"""Vertical pixels of the best and the worst accuracy of a scatter."""
+SCATTER_HEIGHT = 240
 
 
-def draw(figure: Bars | Strips | Steps) -> Markup:
+def draw(figure: Bars | Strips | Steps | Scatter) -> Markup:
     """The picture as one `<svg>` element, with all of its figures in its accessible name."""
     if isinstance(figure, Bars):
         return _bars(figure)
+    if isinstance(figure, Scatter):
+        return _scatter(figure)
     return _strips(figure) if isinstance(figure, Strips) else _steps(figure)
 
 
@@ -178,3 +183,34 @@ def _step(step: Step, top: float, y: float) -> list[Markup]:
     if step.measured is not None:
         parts.append(circle.format("measured", _x(step.measured, top), middle, 4))
     return parts
+
+
+def _scatter(figure: Scatter) -> Markup:
+    top = max(dot.latency_ms for dot in figure.dots) * 1.08 or 1.0
+    scores = sorted({dot.accuracy for dot in figure.dots})
+    low, high = scores[0], scores[-1]
+    parts = _axis(top, BEST, WORST + 10, "ms")
+    for score in dict.fromkeys((high, low)):
+        y = _depth(score, low, high)
+        parts.append(_line("0%", y, "100%", y, "grid"))
+        parts.append(_text("0%", y - 4, words.score(score), "start value"))
+    for dot in sorted(figure.dots, key=lambda dot: not dot.original):
+        parts.append(_dot(dot, figure, top, _depth(dot.accuracy, low, high)))
+    return _svg("scatter", SCATTER_HEIGHT, f"{figure.caption}. " + "; ".join(map(_dot_spoken, figure.dots)), parts)
+
+
+def _depth(score: float, low: float, high: float) -> float:
+    return (BEST + WORST) / 2 if high == low else WORST - (WORST - BEST) * (score - low) / (high - low)
+
+
+def _dot_spoken(dot: Dot) -> str:
+    return f"{dot.spoken}: {words.ms(dot.latency_ms)}, {words.score(dot.accuracy)}"
+
+
+def _dot(dot: Dot, figure: Scatter, top: float, y: float) -> Markup:
+    x, style = _x(dot.latency_ms, top), "original" if dot.original else figure.basis
+    markup = Markup('<g><title>{}</title><circle class="{}" cx="{}" cy="{:.1f}" r="5"/>{}</g>')
+    label = Markup("")
+    if not dot.original:
+        label = Markup('<text x="{}" y="{:.1f}" dx="8">{}</text>').format(x, y + 4, words.clean(dot.label))
+    return markup.format(words.clean(_dot_spoken(dot)), style, x, y, label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobilekit.reports import _details, _files, _summary
+from mobilekit.reports import _details, _files, _frontier, _summary
 from mobilekit.reports import _words as words
 from mobilekit.reports._blocks import Page
 from mobilekit.types import Report
@@ -21,6 +21,7 @@ def page(report: Report) -> Page:
         _summary.before_after(report),
         _summary.rounds(report),
         _details.operators(report),
+        *([_frontier.frontier(report)] if report.frontier else []),
         _details.plan(report),
         _files.models(report),
         _details.samples(report),

@@ -7,7 +7,20 @@ from collections.abc import Sequence
 
 from mobilekit.reports import _page
 from mobilekit.reports import _words as words
-from mobilekit.reports._blocks import Bars, Block, Bullets, Cell, Columns, Fold, Page, Steps, Strips, Table, Text
+from mobilekit.reports._blocks import (
+    Bars,
+    Block,
+    Bullets,
+    Cell,
+    Columns,
+    Fold,
+    Page,
+    Scatter,
+    Steps,
+    Strips,
+    Table,
+    Text,
+)
 from mobilekit.reports._blocks import num as _num
 from mobilekit.reports._blocks import table as _as_table
 from mobilekit.types import Report
@@ -83,6 +96,8 @@ def _block(block: Block | Fold | Columns) -> list[str]:
             parts = _table(_histograms(block))
         case Steps():
             parts = _steps(block)
+        case Scatter():
+            parts = []  # the table beside it says it all
     return parts
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError, first_line
+from mobilekit.training.echo import Known
 from mobilekit.training.features import Hints, Watch, attention_loss, checked_points, matching_points, outputs_at
 from mobilekit.training.hooks import Hook, Objective
 from mobilekit.training.job import Recipe, State, Trained, TrainingJob, endless
@@ -27,7 +28,8 @@ __all__ = ["Distillation", "Mix", "State", "Trained", "TrainingJob", "distil", "
 TEMPERATURE = 4.0
 TEACHER_WEIGHT = 0.9
 """Share of the teacher in the loss where there are labels too."""
-FEWEST_STEPS, MOST_STEPS = 100, 4000
+FEWEST_STEPS, MOST_STEPS = 10, 1_000_000
+"""Bounds where time decides: the minutes are the user's, but a few steps are no training."""
 CHECKPOINT_SECONDS = 15.0
 
 
@@ -88,7 +90,7 @@ class Distillation(Objective):
         example: torch.Tensor | None = None,
     ) -> None:
         self.mix, self.loss = mix or Mix(), loss or functional.cross_entropy
-        self.teacher = copy.deepcopy(teacher).eval()
+        self.teacher = copy.deepcopy(teacher).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.points: tuple[str, ...] = ()
         self.parts: Hints | None = None
         if not (self.mix.hints or self.mix.attention):
@@ -107,10 +109,26 @@ class Distillation(Objective):
         if self.mix.hints:
             self.parts = Hints({point: ours[point] for point in self.points}, theirs)
 
+    def prepare(self, inputs: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
+        """A batch with the teacher's outputs; as it is where features are compared, which would be too much to keep."""
+        if self.points:
+            return inputs, target
+        with torch.no_grad():
+            return inputs, Known(target, self.teacher(inputs))
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher and the adapters."""
+        super().to(device)
+        self.teacher.to(device)
+
     def __call__(self, module: nn.Module, inputs: torch.Tensor, target: Any) -> torch.Tensor:
         """The loss of one batch."""
-        with torch.no_grad(), Watch(self.teacher, self.points) as theirs:
-            wanted = self.teacher(inputs)
+        theirs: dict[str, torch.Tensor] = {}
+        if isinstance(target, Known):
+            target, wanted = target
+        else:
+            with torch.no_grad(), Watch(self.teacher, self.points) as theirs:
+                wanted = self.teacher(inputs)
         with Watch(module, self.points) as ours:
             output = module(inputs)
         total = soft_target_loss(output, wanted, self.mix.temperature)
@@ -122,6 +140,11 @@ class Distillation(Objective):
             maps = [attention_loss(ours[point], theirs[point]) for point in self.points]
             total = total + self.mix.attention * torch.stack(maps).mean()
         return total
+
+
+def sized_by_time(**settings: Any) -> Recipe:
+    """A recipe whose number of steps is what the job's time holds; `settings` are other fields of it."""
+    return Recipe(fewest_steps=FEWEST_STEPS, most_steps=MOST_STEPS, checkpoint_seconds=CHECKPOINT_SECONDS, **settings)
 
 
 def distil(
@@ -139,8 +162,7 @@ def distil(
 
     Raises MobilekitError when the loss is no longer finite or the user's data or loss fails, and as `Distillation`.
     """
-    if recipe is None:
-        recipe = Recipe(fewest_steps=FEWEST_STEPS, most_steps=MOST_STEPS, checkpoint_seconds=CHECKPOINT_SECONDS)
+    recipe = recipe or sized_by_time()
     student = copy.deepcopy(student)
     objective = _objective(student, teacher, job, mix or Mix())
     return train(student, objective, job, recipe, hooks)

@@ -26,6 +26,18 @@ class Objective:
         """The loss of one batch, a scalar with a gradient."""
         raise NotImplementedError
 
+    def prepare(self, inputs: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
+        """A batch with what does not depend on the module in training (`echo.Known`); the same batch by default.
+
+        Asked once for a batch that is used several times.
+        """
+        return inputs, target
+
+    def to(self, device: torch.device) -> None:
+        """Move what the loss is computed with."""
+        if self.parts is not None:
+            self.parts.to(device)
+
 
 class Labels(Objective):
     """The loss of outputs and labels; cross entropy where none is given."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mobilekit.errors import BadInputError, MobilekitError, first_line
+from mobilekit.training.workers import ALONE, Workers
 
 State = dict[str, torch.Tensor]
 
@@ -33,6 +34,13 @@ class TrainingJob:
     load: Callable[[], State | None]
     save: Callable[[State], None]
     progress: Callable[[float], None]
+    judge: Callable[[nn.Module], float] | None = None
+    """How far a module is from what it should be, lower is better, on data that is not trained on: the best weights
+    of the training, those it began with included, are the ones that are kept. None: the last ones are."""
+    review: Callable[[nn.Module], float] | None = None
+    """Asked once, when 0.6 of the training is over: the part of the time that it may have in all, above 0.6 to 1."""
+    workers: Workers = ALONE
+    """The processes that train together; batches, judgements and files are the first one's, or shared out by it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class Recipe:
     """A fixed number; a resumed training then ends in the very state of an uninterrupted one. None: by time."""
     learning_rate: float = 3e-3
     """The highest: warm-up leads to it, a cosine from it to zero (Loshchilov, Hutter 2017, arXiv:1608.03983)."""
+    find_rate: bool = False
+    """Look for it first, in 5 % of the time (`rate_range.sweep`); `learning_rate` where that is too little."""
+    echo: int = 1
+    """How often each batch is used where the objective can prepare it (`echo.Echo`)."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
     """Of sgd."""
@@ -65,6 +77,8 @@ class Recipe:
                 raise BadInputError(f"the {name} is {value}: it must be a number above zero")
         if self.steps is not None and self.steps < 1:
             raise BadInputError(f"{self.steps} steps were asked for: one is the least")
+        if self.echo < 1:
+            raise BadInputError(f"each batch is to be used {self.echo} times: once is the least")
         if not 0 <= self.warmup < 1 or not 0 <= self.momentum < 1:
             raise BadInputError("the warm-up and the momentum are fractions from 0 to below 1")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -95,6 +109,17 @@ class Trained:
     steps: int
     first_loss: float
     last_loss: float
+    seconds: float = 0.0
+    learning_rate: float = math.nan
+    """The highest that was used, before any retreat."""
+    rate_note: str = ""
+    """Why this one, where it was looked for."""
+    kept_step: int | None = None
+    """After which step the module was as it is returned; None: nothing judged it, and it is the last one's."""
+    figure: float | None = None
+    """What the judge said of it, and of the module at the start."""
+    start_figure: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Phases:

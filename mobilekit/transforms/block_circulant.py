@@ -35,6 +35,7 @@ class BlockCirculant:
 
     name = "block_circulant"
     changes: Literal["structure", "precision"] = "structure"
+    at: Literal["channels", "layer", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Nothing: no runtime gets faster by it."""
@@ -53,6 +54,14 @@ class BlockCirculant:
                 verdict += ", and TFLite would expand it in every inference"
             refused.setdefault(operator.module or operator.name, _unsuited(network, operator) or verdict)
         return refused or {"network": "it has no layer with weights"}
+
+    def fitted(self, network: Network, option: Option) -> Option:
+        """The option itself: its weights are fitted to the old ones without inputs."""
+        return option
+
+    def bare(self, option: Option) -> Option:
+        """The option itself."""
+        return option
 
     def predict(self, network: Network, option: Option) -> Network:
         """The network with this layer's weight computed: the same operators, and fixed channels on both sides of it.

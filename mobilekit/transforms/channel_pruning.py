@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 STRENGTHS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
 """Fractions of the channels that stay."""
+MOST_SELECTED = 160
+"""Channels of a group up to which they are selected by reconstruction: its time grows with their cube."""
 
 
 class ChannelPruning:
@@ -31,6 +33,7 @@ class ChannelPruning:
 
     name = "channel_pruning"
     changes: Literal["structure", "precision"] = "structure"
+    at: Literal["channels", "layer", "network"] = "channels"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each prunable group at each strength, rounded to the channel multiple that the runtime likes."""
@@ -48,6 +51,16 @@ class ChannelPruning:
             if group.refused is None and not _widths(group.width, entry.channel_multiple):
                 refused[name] = f"{group.width} channels leave no smaller multiple of {entry.channel_multiple}"
         return refused
+
+    def fitted(self, network: Network, option: Option) -> Option:
+        """Channels chosen by what readers can be re-fitted from; in wide groups, where that takes minutes, by L1."""
+        narrow = network.groups[option.where].width <= MOST_SELECTED
+        settings = {"criterion": "reconstruction"} if narrow else {"criterion": "l1", "repair": "least_squares"}
+        return option.model_copy(update={"settings": {**option.settings, **settings}})
+
+    def bare(self, option: Option) -> Option:
+        """The first channels by L1."""
+        return option.model_copy(update={"settings": {"width": option.settings.get("width"), "criterion": "l1"}})
 
     def predict(self, network: Network, option: Option) -> Network:
         """The same network with fewer channels in one group, whatever the criterion.

@@ -18,7 +18,7 @@ from mobilekit.transforms._substitutes import (
     unsuited,
     wrong,
 )
-from mobilekit.types import Candidate, DeviceProfile, Network, Operator, OperatorShape, Option, RuntimeEntry
+from mobilekit.types import Candidate, Network, Operator, OperatorShape, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,12 +57,13 @@ class GroupConvolution:
 
     name = "group_convolution"
     changes: Literal["structure", "precision"] = "structure"
+    at: Literal["channels", "layer", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each suitable layer by each method, at strengths that save at least 20 % of its multiply-accumulates.
 
-        A runtime's entry holds no prices; `priced` asks a profile's tables whether time is saved. Outside of the CPU
-        only methods are offered that need no grouped convolutions but depthwise ones.
+        A runtime's entry holds no prices: `planner.worth` turns down what a profile's tables say saves no time, or
+        cannot price. Outside of the CPU only methods are offered that need no grouped convolutions but depthwise ones.
         """
         return [
             Option(transform=self.name, where=operator.module, settings={"method": method, **found})
@@ -81,24 +82,14 @@ class GroupConvolution:
                 refused.setdefault(operator.module or operator.name, reason)
         return refused
 
-    def priced(self, network: Network, profile: DeviceProfile, runtime: str) -> list[Option]:
-        """Those options that the profile's tables predict to save time, with rows of their own for every new operator.
+    def fitted(self, network: Network, option: Option) -> Option:
+        """The last weights fitted to the old layer's output."""
+        return option.model_copy(update={"settings": {**option.settings, "fit": "least_squares"}})
 
-        Raises BadInputError where the profile has no table for the runtime and a precision that the network uses, and
-        UnsupportedError where it does not list the runtime.
-        """
-        from mobilekit.cost.price import price
-
-        entry = profile.runtime(runtime)
-        if entry is None:
-            raise UnsupportedError(f"the profile '{profile.name}' does not list the runtime {runtime}")
-        now, found = price(network, profile, runtime).latency_ms, []
-        for option in self.options(network, entry):
-            then = price(self.predict(network, option), profile, runtime)
-            inside = (o for o in then.operators if o.module == option.where or o.module.startswith(f"{option.where}."))
-            if then.latency_ms < now and not any(operator.extrapolated for operator in inside):
-                found.append(option)
-        return found
+    def bare(self, option: Option) -> Option:
+        """The projection of the weights alone."""
+        kept = {name: value for name, value in option.settings.items() if name != "fit"}
+        return option.model_copy(update={"settings": kept})
 
     def predict(self, network: Network, option: Option) -> Network:
         """The network with the new layers in the old one's place.

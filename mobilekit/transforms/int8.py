@@ -41,6 +41,7 @@ class Int8:
 
     name = "int8"
     changes: Literal["structure", "precision"] = "precision"
+    at: Literal["channels", "layer", "network"] = "network"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """The whole network in int8, where the runtime has int8 on this device."""
@@ -55,6 +56,14 @@ class Int8:
         if not quantised(network):
             return {WHOLE: "no operator of the network has an int8 form"}
         return {}
+
+    def fitted(self, network: Network, option: Option) -> Option:
+        """The option itself: what int8 loses is got back in training."""
+        return option
+
+    def bare(self, option: Option) -> Option:
+        """The option itself."""
+        return option
 
     def predict(self, network: Network, option: Option) -> Network:
         """The same network with the operators that compute in int8 after the option.

@@ -34,6 +34,7 @@ class LowBit:
 
     name = "low_bit"
     changes: Literal["structure", "precision"] = "precision"
+    at: Literal["channels", "layer", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Nothing: no runtime gets faster by it."""
@@ -44,6 +45,14 @@ class LowBit:
         layers = dict.fromkeys(o.module or o.name for o in network.operators if o.kind in KINDS)
         refused = {place: NATIVE.format("they") for place in layers}
         return {"network": NATIVE.format("they"), **refused} if refused else {"network": "it has no layer with weights"}
+
+    def fitted(self, network: Network, option: Option) -> Option:
+        """The option itself: its weights are fitted to the old ones without inputs."""
+        return option
+
+    def bare(self, option: Option) -> Option:
+        """The option itself."""
+        return option
 
     def predict(self, network: Network, option: Option) -> Network:
         """The network as it is: simulated weights change no operator.

@@ -30,6 +30,7 @@ class LowRank:
 
     name = "low_rank"
     changes: Literal["structure", "precision"] = "structure"
+    at: Literal["channels", "layer", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each suitable layer by each suitable method, at ranks that save at least 20 % of its work."""
@@ -52,6 +53,14 @@ class LowRank:
                 none_suits = f"no rank that is a multiple of {entry.channel_multiple} saves enough"
                 refused.setdefault(place, _refusal(network, operator) or none_suits)
         return refused
+
+    def fitted(self, network: Network, option: Option) -> Option:
+        """The option itself: its weights are fitted to the old ones without inputs."""
+        return option
+
+    def bare(self, option: Option) -> Option:
+        """The option itself."""
+        return option
 
     def predict(self, network: Network, option: Option) -> Network:
         """The network with the chain in the layer's place.

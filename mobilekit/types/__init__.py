@@ -1,6 +1,15 @@
 """The nouns of mobilekit: frozen, validated values that every room hands to the next."""
 
-from mobilekit.types.device import CostTable, DeviceInfo, DeviceProfile, KindModel, Provenance, RuntimeEntry, Validation
+from mobilekit.types.device import (
+    CostTable,
+    DeviceInfo,
+    DeviceProfile,
+    KindFactor,
+    KindModel,
+    Provenance,
+    RuntimeEntry,
+    Validation,
+)
 from mobilekit.types.measurement import BenchModel, BenchRequest, BenchResult, Failure, Measurement, OperatorTime
 from mobilekit.types.models import ExportedModel, ExportJob, FileFacts, Parity, TensorSpec
 from mobilekit.types.network import (
@@ -27,6 +36,7 @@ from mobilekit.types.plan import (
 )
 from mobilekit.types.report import (
     Finding,
+    FrontierRow,
     Interval,
     MeasurementRow,
     ModelFigures,
@@ -59,8 +69,10 @@ __all__ = [
     "Failure",
     "FileFacts",
     "Finding",
+    "FrontierRow",
     "Interval",
     "Json",
+    "KindFactor",
     "KindModel",
     "Measurement",
     "MeasurementRow",

@@ -98,6 +98,17 @@ class CostTable(Value):
         return None
 
 
+class KindFactor(Value):
+    """By how much a row of a cost table is off, as a profile of a network showed, against the other rows."""
+
+    precision: Precision
+    row: str
+    factor: Positive
+    """Measured over predicted time, relative to that of the whole network, and shrunk where little was seen of it."""
+    operators: Annotated[int, Field(ge=1)]
+    """How many operators of the network the factor rests on."""
+
+
 class RuntimeEntry(Value):
     """What a device runs: a runtime, its precisions, and the channel multiple that its kernels like.
 

@@ -33,6 +33,17 @@ class Budget(Value):
     max_drop: NonNegative | None = None
     """Largest allowed fall of `accuracy`, in points (0.01 of the fraction)."""
 
+    @property
+    def limits_nothing(self) -> bool:
+        """Whether there is nothing to meet."""
+        limits = (self.latency_ms, self.speedup, self.size_mb, self.peak_memory_mb, self.max_drop)
+        return all(limit is None for limit in limits)
+
+    @property
+    def is_dual(self) -> bool:
+        """Whether the accuracy is what is limited, and the latency what is to be small."""
+        return self.max_drop is not None and self.latency_ms is None and self.speedup is None
+
     @model_validator(mode="after")
     def _one_latency(self) -> Budget:
         if self.latency_ms is not None and self.speedup is not None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mobilekit.types.device import DeviceInfo
+from mobilekit.types.device import DeviceInfo, KindFactor
 from mobilekit.types.measurement import Failure
 from mobilekit.types.models import Parity
 from mobilekit.types.plan import Budget, RejectedOption
@@ -19,14 +19,20 @@ class Finding(Value):
     item: str
     limit: float
     found: float | None
+    """Of a latency or a speedup, the median."""
     met: bool
     note: str = ""
+    interval: tuple[float, float] | None = None
+    """90 % interval of a measured median."""
+    judged: float | None = None
+    """The end of the interval that was compared with the limit; None: `found` was."""
 
 
 class ModelFigures(Value):
     """Baseline or result in the report. What was not measured is None."""
 
     latency_ms: float | None
+    """Median of all rounds of all sessions."""
     accuracy: float | None
     size_bytes: int | None
     macs: int
@@ -34,6 +40,8 @@ class ModelFigures(Value):
     runtime: RuntimeName | None = None
     precision: Precision | None = None
     path: str | None = None
+    latency_interval_ms: tuple[float, float] | None = None
+    """90 % interval of that median."""
 
 
 class MeasurementRow(Value):
@@ -90,13 +98,46 @@ class Interval(Value):
 
 
 class Round(Value):
-    """One turn of plan, export untrained, measure."""
+    """One turn of plan, export untrained, measure. Milliseconds are those of the machine's speed in this round."""
 
     predicted_ms: float
+    """The original of this round over the ratio that was predicted."""
     measured_ms: float | None
     baseline_ms: float | None
     target_ms: float | None
     options: int
+    predicted_ratio: float | None = None
+    ratio: float | None = None
+    """Measured original over candidate, paired round by round."""
+    ratio_interval: tuple[float, float] | None = None
+    """90 % bootstrap interval of that ratio over sessions and rounds."""
+    sessions: int | None = None
+    accept: float | None = None
+    """The share of the target that it had to keep to be accepted."""
+    accepted: bool | None = None
+    kinds: tuple[KindFactor, ...] = ()
+    """What the runtime's profile said about the prices of single kinds of operators, against those of all."""
+
+
+class FrontierRow(Value):
+    """A plan along the front of latency and what is lost, before any training."""
+
+    plan: str
+    """Its file in the folder: `mobilekit apply` carries it out."""
+    target_ms: float | None
+    predicted_ms: float
+    measured_ms: float | None
+    """None: nothing was measured (dry run)."""
+    ratio: float | None
+    """Measured original over it, paired round by round."""
+    damage: float | None
+    """Divergence of its outputs from the original's, measured of all options together, int8 simulated; None: it could
+    not be applied."""
+    agreement: float | None
+    """Top-1 agreement with the original on the same inputs."""
+    options: int
+    beaten: bool
+    """Another row is at least as fast as measured and does no more damage."""
 
 
 class StageRow(Value):
@@ -134,7 +175,10 @@ class Report(BaseModel):
     """None: no budget was given, or nothing was measured (dry run)."""
     findings: tuple[Finding, ...]
     best_reachable_ms: float | None
+    """As measured, the upper end of the 90 % interval of its median."""
     best_reachable_basis: Literal["measured", "predicted"] | None
+    best_reachable_ratio: float | None = None
+    """How many times faster than the original that is, the lower end of the paired ratio's 90 % interval."""
     dry_run: bool
     baseline: ModelFigures
     result: ModelFigures
@@ -142,11 +186,14 @@ class Report(BaseModel):
     ratio: float | None
     """Measured baseline over result, paired round by round."""
     ratio_interval: tuple[float, float] | None
-    """90 % bootstrap interval of that ratio."""
+    """90 % bootstrap interval of that ratio, over sessions and rounds."""
+    sessions: int | None = None
+    """Processes in which original and result were measured in turn."""
     predicted_latency_ms: Interval
     predicted_baseline_ms: Interval
     extrapolated: tuple[str, ...]
     rounds: tuple[Round, ...]
+    frontier: tuple[FrontierRow, ...] = ()
     plan: tuple[PlanRow, ...]
     rejected: tuple[RejectedOption, ...]
     models: tuple[ModelRow, ...]

@@ -1,0 +1,282 @@
+"""What the planner may choose from: the levers' options, worth their time as predicted, with their measured damage."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field
+
+from mobilekit import registry
+from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.pipeline.original import Baseline, Prices, whole_int8
+from mobilekit.pipeline.run import Run
+from mobilekit.planner.offers import Found, Offer, Start, in_order, predicted
+from mobilekit.planner.precision import starts
+from mobilekit.planner.surface import alone
+from mobilekit.planner.surrogate import Correction, Parts, completed, correction
+from mobilekit.planner.worth import worth
+from mobilekit.sensitivity import Reference, damages, int8_damages, passes_at_most, samples, simulated_int8
+from mobilekit.types import Candidate, Network, Option, RejectedOption, Value
+
+SEARCHED = ("channel_pruning", "group_convolution", "low_rank", "int8")
+"""The levers that the search combines; the others are applied by their names."""
+UNITS = {"channel_pruning": 4.0, "group_convolution": 3.0, "low_rank": 1.0}
+"""Forward passes of the samples that fitting and judging one option takes, roughly."""
+SLOW = {"cp": 60.0, "tucker2": 2.0}
+"""The same for methods that are slow by themselves."""
+RUNS = 120
+"""Runs of the network that measuring is planned for: it fixes the samples of each."""
+MOST_METHODS = 3
+"""Methods that are measured at one layer: those that save most."""
+
+
+class Measured(Value):
+    """The damage of one option, or why it cannot be applied."""
+
+    option: Option
+    damage: float | None
+    refused: str = ""
+
+
+class Damages(Value):
+    """What was measured: of options, of int8 at single operators, and of combinations."""
+
+    options: tuple[Measured, ...] = ()
+    int8: dict[str, float] = Field(default_factory=dict)
+    passes: int = 0
+    """Forward passes of one sample that it took."""
+    most_passes: int = 0
+    """What it was allowed to take."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """Everything that the search needs at some prices."""
+
+    starts: tuple[Start, ...]
+    offers: tuple[Offer, ...]
+    turned_down: tuple[RejectedOption, ...]
+    damages: Damages | None
+    """None: nothing was measured yet."""
+    seen: tuple[Parts, ...] = ()
+    """Combinations that were measured."""
+
+    @property
+    def correction(self) -> Correction:
+        """Factors that combinations taught."""
+        return correction(self.seen)
+
+
+def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, seen: tuple[Parts, ...] = ()) -> Offered:
+    """The options at these prices, with the damages that are known; those that were measured replace all others."""
+    begin = _starts(run, prices, base, known)
+    every = [Offer(option, registry.transform(option.transform)) for option in _structural(run, prices.network)]
+    found = worth(begin, every, prices.price)
+    offers, turned_down = list(found.offers), list(found.turned_down)
+    if known is not None:
+        measured = {m.option.model_dump_json(): m for m in known.options}
+        offers = [_with_damage(offer, measured) for offer in offers]
+        refused = {m.option.model_dump_json(): m.refused for m in known.options if m.damage is None}
+        turned_down += _cannot(offers, refused)
+        left = completed([o for o in offers if o.option.model_dump_json() not in refused], strength(prices.network))
+        turned_down += _unmeasured(offers, left, refused, known)
+        offers = left
+    result = Offered(begin, tuple(offers), tuple(turned_down), known, seen)
+    if not seen:
+        return result
+    factors = result.correction
+    begin = tuple(replace(start, factor=factors.precision) for start in begin)
+    return replace(result, starts=begin, offers=tuple(factors.of(offer) for offer in offers))
+
+
+def _with_damage(offer: Offer, measured: dict[str, Measured]) -> Offer:
+    known = measured.get(offer.option.model_dump_json())
+    return offer if known is None else replace(offer, damage=known.damage)
+
+
+def _cannot(offers: Sequence[Offer], refused: dict[str, str]) -> list[RejectedOption]:
+    """A row for every lever and place at which an option turned out not to be applicable."""
+    rows = {
+        (o.option.transform, o.option.where): refused[o.option.model_dump_json()]
+        for o in offers
+        if o.option.model_dump_json() in refused
+    }
+    return [RejectedOption(transform=t, where=w, reason=reason) for (t, w), reason in rows.items()]
+
+
+def _unmeasured(
+    offers: Sequence[Offer], left: Sequence[Offer], refused: dict[str, str], known: Damages
+) -> list[RejectedOption]:
+    """A row for every lever and place of which nothing was measured."""
+    there = {(o.option.transform, o.option.where) for o in left}
+    there |= {(o.option.transform, o.option.where) for o in offers if o.option.model_dump_json() in refused}
+    missing = dict.fromkeys((o.option.transform, o.option.where) for o in offers)
+    reason = f"its damage was not measured: the others took the {known.most_passes} forward passes that are allowed"
+    return [RejectedOption(transform=t, where=w, reason=reason) for t, w in missing if (t, w) not in there]
+
+
+def _starts(run: Run, prices: Prices, base: Baseline, known: Damages | None) -> tuple[Start, ...]:
+    if whole_int8(run, prices.network) is None:
+        return (Start(prices.network),)
+    return tuple(starts(prices.network, prices.latency_ms, known.int8 if known else None, base.int8_damage))
+
+
+def _structural(run: Run, network: Network) -> list[Option]:
+    """Every option of the levers that change the structure."""
+    if not run.job.workload.trusted:
+        return []  # without real inputs nobody can tell what removing channels does
+    levers = [registry.transform(name) for name in SEARCHED]
+    return [o for lever in levers if lever.changes == "structure" for o in lever.options(network, run.job.entry)]
+
+
+def strength(network: Network) -> functools.partial[float]:
+    """A function that gives the share of a layer's or group's work which an offer takes away."""
+    return functools.partial(_strength, network)
+
+
+def _strength(network: Network, offer: Offer) -> float:
+    option = offer.option
+    if offer.transform.at == "channels":
+        return 1 - int(str(option.settings["width"])) / network.groups[option.where].width
+    before = alone(network, next(o for o in network.operators if o.module == option.where), {})
+    return max(0.01, 1 - offer.transform.predict(before, option).macs / max(1, before.macs))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def with_damages(run: Run, prices: Prices, base: Baseline, known: Offered) -> Offered:
+    """The options with their damages, measured once a run."""
+    if known.damages is not None:
+        return known
+    found = run.stages.run("damage", Damages, lambda: _measure(run, prices, known))
+    return offered(run, prices, base, found)
+
+
+def _measure(run: Run, prices: Prices, known: Offered) -> Damages:
+    """Damages of as many options as the passes allow, in the order of what they save."""
+    network, workload = prices.network, run.job.workload
+    inputs = torch.cat(list(workload.calibration))
+    inputs = inputs[: samples(network.macs, RUNS)]
+    reference = Reference(workload.module, inputs)
+    most = passes_at_most(network.macs)
+    picked = _picked(known.offers, strength(network), prices, most / len(inputs))
+    start = _fewer(run.start(network), inputs)
+    share = 0.75 if len(known.starts) > 1 else 1.0
+
+    def applied(candidate: Candidate, option: Option) -> Candidate:
+        lever = registry.transform(option.transform)
+        return lever.apply(candidate, lever.fitted(network, option))
+
+    def progress(begin: float, part: float, fraction: float) -> None:
+        run.stages.progress("damage", begin + part * fraction)
+
+    values = damages(start, [o.option for o in picked], applied, reference, lambda f: progress(0.0, share, f))
+    int8: dict[str, float] = {}
+    if len(known.starts) > 1:
+        int8 = int8_damages(network, reference, lambda f: progress(share, 1 - share, f))
+    return Damages(
+        options=tuple(
+            Measured(option=o.option, damage=v.value, refused=v.refused) for o, v in zip(picked, values, strict=True)
+        ),
+        int8=int8,
+        passes=round(sum(v.passes for v in values) + len(inputs) * sum(_units(o) - 1 for o in picked)),
+        most_passes=most,
+    )
+
+
+def _fewer(candidate: Candidate, inputs: torch.Tensor) -> Candidate:
+    """The candidate with these calibration inputs: fits for a ranking need fewer than those that stay."""
+    if candidate.calibration is None:
+        return candidate
+    batches = tuple(torch.split(inputs, 32))
+    return replace(candidate, calibration=replace(candidate.calibration, inputs=batches))
+
+
+def _units(offer: Offer) -> float:
+    return UNITS[offer.option.transform] * SLOW.get(str(offer.option.settings.get("method", "")), 1.0)
+
+
+def _picked(offers: Sequence[Offer], strong: functools.partial[float], prices: Prices, units: float) -> list[Offer]:
+    """The options to measure: one strength at every place, then further ones, until the passes are used up.
+
+    What is left out gets its damage from those of the same method at the same place.
+    """
+    rows: dict[tuple[str, str, str], list[Offer]] = {}
+    for offer in offers:
+        method = str(offer.option.settings.get("method", ""))
+        rows.setdefault((offer.option.transform, offer.option.where, method), []).append(offer)
+    queue: list[tuple[int, float, list[Offer]]] = []
+    saved = {key: max(_saved(prices, offer) for offer in found) for key, found in rows.items()}
+    for key, found in rows.items():
+        beside = sorted((saved[k] for k in rows if k[:2] == key[:2]), reverse=True)
+        if saved[key] < beside[min(len(beside), MOST_METHODS) - 1]:
+            continue
+        found.sort(key=strong)
+        middle, last = len(found) // 2, len(found) - 1
+        for turn, index in enumerate(dict.fromkeys((middle, last, 0))):
+            queue.append((turn, -saved[key], [found[index]]))
+    picked: list[Offer] = []
+    for _, _, (offer,) in sorted(queue, key=lambda row: row[:2]):
+        cost = _units(offer)
+        if cost <= units:
+            units -= cost
+            picked.append(offer)
+    return picked
+
+
+def _saved(prices: Prices, offer: Offer) -> float:
+    """Milliseconds that an offer saves alone in float: a rank of places."""
+    network = prices.network
+    if offer.transform.at == "layer":
+        network = alone(network, next(o for o in network.operators if o.module == offer.option.where), {})
+    try:
+        return prices.latency_ms(network) - prices.latency_ms(offer.transform.predict(network, offer.option))
+    except UnsupportedError:
+        return 0.0
+
+
+class Combined(Value):
+    """What a whole choice does to the output, before any training."""
+
+    damage: float
+    agreement: float | None
+
+
+def corrected_by(run: Run, prices: Prices, base: Baseline, known: Offered, found: Found) -> Offered | None:
+    """The options with damages corrected by what this combination is measured to do; None where it cannot be
+    applied."""
+    measured = combination(run, prices, f"combination {len(known.seen) + 1}", found)
+    if measured is None:
+        return None
+    return offered(run, prices, base, known.damages, (*known.seen, Parts.of(found, measured.damage)))
+
+
+def combination(run: Run, prices: Prices, name: str, found: Found) -> Combined | None:
+    """What a search's answer does to the output as a whole, once a run; None where it cannot be applied.
+
+    Structure is applied and fitted, int8 is simulated on top of it: pruned and then quantised loses more than the sum.
+    """
+    workload = run.job.workload
+    inputs = torch.cat(list(workload.calibration))[: samples(prices.network.macs, 40.0)]
+    options = [o.option for o in in_order(found.choice)]
+
+    def measured() -> Combined | None:
+        candidate = _fewer(run.start(prices.network), inputs)
+        try:
+            for option in options:
+                lever = registry.transform(option.transform)
+                candidate = lever.apply(candidate, lever.fitted(candidate.network, option))
+        except MobilekitError:
+            return None
+        reference = Reference(workload.module, inputs)
+        after = predicted(found.start, found.choice)
+        names = [name for name, precision in after.precisions.items() if precision == "int8"]
+        with simulated_int8(candidate.module, candidate.network, set(names), reference.batches):
+            whole = reference.damage(candidate.module)
+        return None if whole.value is None else Combined(damage=whole.value, agreement=whole.agreement)
+
+    return run.stages.run(name, Combined | None, measured)

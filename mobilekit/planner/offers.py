@@ -1,0 +1,93 @@
+"""What the search chooses from: one option of a lever at a place, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mobilekit.interfaces import Transform
+from mobilekit.types import Network, Option
+
+Place = tuple[str, str]
+"""What an option's `where` names ("channels" or "layer"), and its name. At most one option is chosen at a place."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An option with its damage (None: not measured) and the lever it belongs to."""
+
+    option: Option
+    transform: Transform
+    damage: float | None = None
+    interpolated: bool = False
+    """The damage comes from those of other strengths at the same place."""
+    factor: float = 1.0
+    """What combinations taught about damages of this kind."""
+
+    @property
+    def place(self) -> Place:
+        """Levers that work on the same layer exclude each other there."""
+        return self.transform.at, self.option.where
+
+    @property
+    def cost(self) -> float:
+        """The damage as the search counts it."""
+        return (self.damage or 0.0) * self.factor
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network in one assignment of precisions, its structure unchanged, and the damage which that alone does."""
+
+    network: Network
+    damage: float = 0.0
+    factor: float = 1.0
+    """As of `Offer`."""
+
+    @property
+    def cost(self) -> float:
+        """The damage as the search counts it."""
+        return self.damage * self.factor
+
+    @property
+    def name(self) -> str:
+        """A word for people."""
+        kinds = {self.network.precision(operator) for operator in self.network.operators}
+        if "int8" not in kinds:
+            return "float"
+        return "int8" if kinds == {"int8"} else "mixed precision"
+
+
+Choice = dict[Place, Offer]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The search's answer: where it started, the choice, its predicted latency, and whether that meets the target."""
+
+    start: Start
+    choice: Choice
+    latency_ms: float
+    reachable: bool
+
+    @property
+    def damage(self) -> float:
+        """Summed damage of the choice and its precisions."""
+        return damage(self.choice) + self.start.cost
+
+
+def in_order(choice: Choice) -> list[Offer]:
+    """The order in which options are applied: widths before layers, whose ranks and groups go by the widths."""
+    return sorted(choice.values(), key=lambda offer: (offer.transform.at != "channels", offer.place))
+
+
+def damage(choice: Choice) -> float:
+    """Summed damage of a choice."""
+    return sum(offer.cost for offer in choice.values())
+
+
+def predicted(start: Start, choice: Choice) -> Network:
+    """The network after a choice. Raises UnsupportedError where options do not go together."""
+    network = start.network
+    for offer in in_order(choice):
+        network = offer.transform.predict(network, offer.option)
+    return network

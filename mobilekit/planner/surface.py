@@ -1,0 +1,159 @@
+"""A figure of the network, such as its latency, over all choices at once: a sum of small tables.
+
+An operator's price hangs on the widths of the channel groups that it touches, two as a rule. A sum over single groups
+and over pairs that meet in an operator is therefore exact for most networks, and is filled by one vectorised call (an
+anchored decomposition of second order: Rabitz, Alis 1999, doi:10.1023/A:1019188517934). What a lever at a layer
+changes hangs on that layer's widths alone, and is looked up when it is asked for. What is left out (weights that no
+longer fit a cache, borders of precisions inside replaced layers) is small: whoever relies on a figure asks for the
+exact one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mobilekit.errors import UnsupportedError
+from mobilekit.planner.offers import Offer
+from mobilekit.types import INPUT_GROUP, Network, Operator
+
+Widths = tuple[int, ...]
+
+
+class Figure(Protocol):
+    """Something of a network that is to be small: milliseconds, bytes."""
+
+    def of(self, network: Network) -> float:
+        """The figure of one network."""
+        ...
+
+    def of_widths(self, network: Network, widths: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The figure at many width assignments, shape (assignments,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A figure that is computed for one network at a time."""
+
+    figure: Callable[[Network], float]
+
+    def of(self, network: Network) -> float:
+        """The figure of one network."""
+        return self.figure(network)
+
+    def of_widths(self, network: Network, widths: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The figure at many width assignments, shape (assignments,)."""
+        rows = zip(*(values.tolist() for values in widths.values()), strict=True)
+        given = ({name: int(w) for name, w in zip(widths, row, strict=True)} for row in rows)
+        return np.array([self.figure(network.with_widths(each)) for each in given])
+
+
+class Surface:
+    """One figure over the widths of the groups in `offered`, and over what levers do to layers.
+
+    `offered` gives each group's widths, the present one first.
+    """
+
+    def __init__(self, network: Network, offered: Mapping[str, Sequence[int]], figure: Figure) -> None:
+        self.network, self.figure = network, figure
+        self.offered = {group: tuple(widths) for group, widths in offered.items()}
+        self.layers = {o.module: o for o in network.operators if o.module}
+        self.neighbours: dict[str, list[str]] = {group: [] for group in self.offered}
+        for one, other in self._pairs():
+            self.neighbours[one].append(other)
+            self.neighbours[other].append(one)
+        self._fill()
+        self._changes: dict[tuple[str, Widths], float] = {}
+        self._alone: dict[tuple[str, Widths], tuple[Network, float]] = {}
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Groups that meet in an operator."""
+        found: dict[tuple[str, str], None] = {}
+        for operator in self.network.operators:
+            touched = [group for group in self.touched(operator) if group in self.offered]
+            found.update({(a, b): None for i, a in enumerate(touched) for b in touched[i + 1 :]})
+        return list(found)
+
+    @staticmethod
+    def touched(operator: Operator) -> tuple[str, ...]:
+        """The channel groups that an operator reads or writes, sorted."""
+        return tuple(sorted({*operator.in_groups, *operator.out_groups}))
+
+    def _fill(self) -> None:
+        """Every width alone and every pair of widths, in one call."""
+        assignments: list[dict[str, int]] = [{}]
+        assignments += [{g: w} for g, widths in self.offered.items() for w in widths[1:]]
+        pairs = self._pairs()
+        for a, b in pairs:
+            assignments += [{a: v, b: w} for v in self.offered[a][1:] for w in self.offered[b][1:]]
+        values = iter(self._evaluated(assignments).tolist())
+        self.base: float = next(values)
+        self.single = {
+            g: np.array([0.0, *(next(values) - self.base for _ in widths[1:])]) for g, widths in self.offered.items()
+        }
+        self.pair: dict[tuple[str, str], np.ndarray] = {}
+        for a, b in pairs:
+            table = np.zeros((len(self.offered[a]), len(self.offered[b])))
+            for i in range(1, table.shape[0]):
+                for j in range(1, table.shape[1]):
+                    table[i, j] = next(values) - self.base - self.single[a][i] - self.single[b][j]
+            self.pair[a, b] = table
+            self.pair[b, a] = table.T
+
+    def _evaluated(self, assignments: Sequence[Mapping[str, int]]) -> np.ndarray:
+        if not self.offered:
+            return np.array([self.figure.of(self.network)])
+        widths = {
+            group: np.array([given.get(group, self.offered[group][0]) for given in assignments], dtype=np.float64)
+            for group in self.offered
+        }
+        return self.figure.of_widths(self.network, widths)
+
+    # ------------------------------------------------------------ layers
+
+    def change(self, offer: Offer, widths: Mapping[str, int]) -> float:
+        """What the lever at a layer adds to the figure (negative: saves) at these widths; infinite where it does not
+        fit them."""
+        operator = self.layers[offer.option.where]
+        at = tuple(widths.get(g, self.network.groups[g].width) for g in self.touched(operator))
+        key = offer.option.model_dump_json(), at
+        if key not in self._changes:
+            self._changes[key] = self._changed(offer, operator, at)
+        return self._changes[key]
+
+    def _changed(self, offer: Offer, operator: Operator, at: Widths) -> float:
+        key = operator.name, at
+        if key not in self._alone:
+            before = alone(self.network, operator, dict(zip(self.touched(operator), at, strict=True)))
+            self._alone[key] = before, self.figure.of(before)
+        before, figure = self._alone[key]
+        try:
+            after = offer.transform.predict(before, offer.option)
+        except UnsupportedError:
+            return math.inf
+        return self.figure.of(after) - figure
+
+
+def alone(network: Network, operator: Operator, widths: Mapping[str, int]) -> Network:
+    """A network of this operator only, at these widths of its groups: what a lever at the layer is priced on."""
+    own = {*operator.in_groups, *operator.out_groups, INPUT_GROUP}
+    groups = {
+        name: group.model_copy(update={"width": widths.get(name, group.width)})
+        for name, group in network.groups.items()
+        if name in own
+    }
+    inside = f"{operator.module}."
+    return network.model_copy(
+        update={
+            "input_shape": (1, sum(groups[g].width for g in operator.in_groups), *operator.in_size),
+            "operators": (operator.model_copy(update={"inputs": ("input",)}),),
+            "groups": groups,
+            "axes": {name: axes for name, axes in network.axes.items() if name.startswith(inside)},
+            "precisions": {n: p for n, p in network.precisions.items() if n == operator.name},
+        }
+    )

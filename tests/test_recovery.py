@@ -1,0 +1,234 @@
+"""Recovery in the pipeline: the time given, the best weights, the cost of int8, odd data, several processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mobilekit as mk
+from conftest import TINY
+from mobilekit import registry
+from mobilekit.errors import BadInputError
+from mobilekit.evaluate import outputs
+from mobilekit.network import trace
+from mobilekit.pipeline import Request, recovery
+from mobilekit.pipeline.lessons import Judgement, lessons_of
+from mobilekit.pipeline.recovery import Recovered
+from mobilekit.pipeline.request import open_job
+from mobilekit.pipeline.run import Run
+from mobilekit.pipeline.stages import Stages
+from mobilekit.store import Store
+from mobilekit.training import distillation
+from mobilekit.types import Candidate, Option
+from mobilekit.workload import Workload, load
+
+INT8 = Option(transform="int8", where="network", settings={"calibration": "min-max"})
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(distillation, "FEWEST_STEPS", 30)
+    monkeypatch.setattr(distillation, "MOST_STEPS", 30)
+
+
+def variant(folder: Path, tiny: Path, *more: str) -> Path:
+    """The tiny workload with other functions."""
+    path = folder / "tiny.py"
+    path.write_text(TINY + "\n" + "\n".join(more) + "\n", encoding="utf-8")
+    (folder / "weights.safetensors").write_bytes((tiny.parent / "weights.safetensors").read_bytes())
+    return path
+
+
+def started(workload: Path, out: Path, **more: Any) -> Run:
+    """A run that has come to its training."""
+    request = Request(str(workload), "host", mk.Budget(), "onnx", **{"train_seconds": 60.0, **more})
+    store = Store(out)
+    store.prepare("key", resume=True)
+    return Run(open_job(request), store, Stages(store, "key", lambda _stage, _fraction: None))
+
+
+def candidate(run: Run, *options: Option) -> Candidate:
+    workload = run.job.workload
+    found = workload.candidate(trace(workload.module, workload.example_input, workload.name))
+    for option in options:
+        found = registry.transform(option.transform).apply(found, option)
+    return found
+
+
+def pruned(run: Run) -> list[Option]:
+    """Half of the channels of two groups."""
+    network = trace(run.job.workload.module, run.job.workload.example_input, "tiny")
+    groups = [name for name, group in network.groups.items() if group.refused is None][:2]
+    settings = {"criterion": "l1"}
+    return [
+        Option(transform="channel_pruning", where=name, settings={"width": network.groups[name].width // 2, **settings})
+        for name in groups
+    ]
+
+
+def recover(run: Run, start: Candidate, remaining: Callable[[str, float], None] = lambda *_: None) -> Any:
+    return recovery.recover(run, start, remaining)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+# ---------------------------------------------------------------- distillation
+
+
+def test_a_pruned_network_comes_closer_to_the_original(tiny: Path, tmp_path: Path) -> None:
+    run = started(tiny, tmp_path)
+    original = copy.deepcopy(run.job.workload.module)
+    start = candidate(run, *pruned(run))
+    before = copy.deepcopy(start.module)
+    left: list[tuple[str, float]] = []
+    found, recovered = recover(run, start, lambda stage, seconds: left.append((stage, seconds)))
+    told = recovered.training
+    inputs = torch.cat(run.job.workload.calibration)
+    judgement = Judgement(inputs, outputs(original, inputs))
+    assert told.distance == pytest.approx(judgement.distance(found.module), rel=1e-3)
+    assert told.start_distance == pytest.approx(judgement.distance(before), rel=1e-3)
+    assert told.distance < 0.7 * told.start_distance
+    assert (told.steps, told.kept_step > 0, told.judged, told.processes) == (30, True, len(inputs), 1)
+    assert 1e-4 <= told.learning_rate <= 1e-2
+    assert "where the loss began to rise" in told.rate_note
+    assert recovered.rounding is None
+    assert same(run.job.workload.module, original)
+    assert recovered.warnings == ("the training had time for 30 steps only: give more --train-minutes",)
+    assert set(recovered.conditions) == {"training"}
+    assert "30 steps" in recovered.conditions["training"]
+    assert {stage for stage, _ in left} == {"training"}
+    assert left[-1][1] == 0
+    assert [seconds for _, seconds in left] == sorted((seconds for _, seconds in left), reverse=True)
+    assert all(0 <= seconds <= 60 for _, seconds in left)
+
+
+def test_the_same_seed_and_steps_give_the_same_weights(tiny: Path, tmp_path: Path) -> None:
+    runs = [started(tiny, tmp_path / name) for name in ("one", "other")]
+    results = [recover(run, candidate(run, *pruned(run))) for run in runs]
+    assert same(results[0][0].module, results[1][0].module)
+
+
+def test_a_finished_training_is_taken_from_the_folder(tiny: Path, tmp_path: Path) -> None:
+    first = started(tiny, tmp_path)
+    found, recovered = recover(first, candidate(first, *pruned(first), INT8))
+    again = started(tiny, tmp_path)
+    resumed, told = recover(again, candidate(again, *pruned(again), INT8))
+    assert same(found.module, resumed.module)
+    assert told == recovered
+    assert all(row.resumed for row in again.stages.rows)
+
+
+def test_without_training_or_reason_nothing_is_done(tiny: Path, tmp_path: Path) -> None:
+    run = started(tiny, tmp_path / "a", train=False)
+    start = candidate(run, *pruned(run), INT8)
+    assert recover(run, start) == (start, Recovered())
+    run = started(tiny, tmp_path / "b")
+    start = candidate(run)
+    assert recover(run, start) == (start, Recovered())
+    assert run.stages.rows == []
+
+
+def test_a_training_that_makes_it_worse_is_undone(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobilekit.training import rate_range
+
+    monkeypatch.setattr(rate_range, "SANE", (3.0, 3.0))  # no network survives this learning rate
+    run = started(tiny, tmp_path)
+    start = candidate(run, *pruned(run)[:1])
+    before = copy.deepcopy(start.module)
+    found, recovered = recover(run, start)
+    assert recovered.training.kept_step == 0
+    assert same(found.module, before)
+    assert any("no better" in text for text in recovered.warnings)
+
+
+# ---------------------------------------------------------------- int8
+
+
+LOUD = """
+def model():
+    net = Net()
+    net.load_state_dict(load_file(Path(__file__).with_name("weights.safetensors")))
+    with torch.no_grad():  # the same function, with a few channels so loud that 8 bits leave the others little
+        for block, (quiet, loud) in ((net.one, (0.02, 30.0)), (net.two, (0.02, 30.0))):
+            factor = torch.full((block.first[1].num_features,), quiet)
+            factor[:1] = loud
+            block.first[1].weight *= factor
+            block.first[1].bias *= factor
+            block.second[0].weight /= factor[None, :, None, None]
+    return net
+"""
+
+
+def test_int8_that_costs_little_is_left_alone(tiny: Path, tmp_path: Path) -> None:
+    run = started(tiny, tmp_path, qat_drop=5.0)
+    start = candidate(run, INT8)
+    found, recovered = recover(run, start)
+    told = recovered.rounding
+    assert found.module is start.module
+    assert told.after is None
+    assert told.cost.drop == told.cost.float_points - told.cost.int8_points
+    assert told.cost.drop <= 5.0
+    assert recovered.warnings == ()
+    assert recovered.training is None
+    assert "not trained with rounding" in recovered.conditions["loss by int8"]
+    assert [row.name for row in run.stages.rows] == ["int8 check"]
+
+
+def test_int8_that_costs_much_is_trained_with_rounding(tiny: Path, tmp_path: Path) -> None:
+    run = started(variant(tmp_path, tiny, LOUD), tmp_path / "out", qat_drop=1.0)
+    original = copy.deepcopy(run.job.workload.module)
+    start = candidate(run, INT8)
+    found, recovered = recover(run, start)
+    told = recovered.rounding
+    assert told.cost.drop > 5
+    assert told.steps == 30
+    assert told.kept
+    assert told.after.int8_points > told.cost.int8_points + 1
+    assert same(run.job.workload.module, original)
+    assert found.module is not original
+    assert found.history == start.history
+    assert found.module.state_dict().keys() == original.state_dict().keys()
+    assert ("more than the 1 that are allowed" in " ".join(recovered.warnings)) == (
+        told.cost.float_points - told.after.int8_points > 1
+    )
+    assert f"{told.after.int8_points:.2f} after 30 steps of training with rounding: kept" in told.in_words
+    again = started(tmp_path / "tiny.py", tmp_path / "out", qat_drop=1.0)
+    resumed, _ = recover(again, candidate(again, INT8))
+    assert all(row.resumed for row in again.stages.rows)
+    assert same(found.module, resumed.module)
+    # the file that is shipped is the one that was judged
+    path = tmp_path / "net.onnx"
+    run.export(found, run.job.runtime, "int8", path)
+    from mobilekit.evaluate import SessionModule
+
+    inputs = torch.cat(run.job.workload.calibration)
+    judgement = Judgement(inputs, outputs(original, inputs))
+    assert judgement.points(SessionModule(run.job.runtime.open(path))) == pytest.approx(told.after.int8_points)
+
+
+def test_the_time_is_shared_where_both_are_needed(tiny: Path, tmp_path: Path) -> None:
+    run = started(variant(tmp_path, tiny, LOUD), tmp_path / "out", qat_drop=0.0)
+    _, recovered = recover(run, candidate(run, *pruned(run)[:1], INT8))
+    names = [row.name for row in run.stages.rows]
+    assert names == ["training", "int8 check", "int8 training"]
+    assert recovered.training.steps < 30 or recovered.rounding.steps == 30
+    assert set(recovered.conditions) == {"training", "loss by int8"}
