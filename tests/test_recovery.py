@@ -232,3 +232,214 @@ def test_the_time_is_shared_where_both_are_needed(tiny: Path, tmp_path: Path) ->
     assert names == ["training", "int8 check", "int8 training"]
     assert recovered.training.steps < 30 or recovered.rounding.steps == 30
     assert set(recovered.conditions) == {"training", "loss by int8"}
+
+
+# ---------------------------------------------------------------- odd data
+
+
+def workload(images: torch.Tensor, target: torch.Tensor, calibration: torch.Tensor | None) -> Workload:
+    """A small network with these data; without calibration inputs it is trained on those of `images`."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = net.append(nn.Linear(4, 3)).eval()
+    return Workload(
+        spec="net", name="net", key="", module=net, example_input=images[:1],
+        calibration=(images if calibration is None else calibration,), trusted=True, held_back=(),
+        train_data=None if calibration is None else lambda: list(zip(images.split(4), target.split(4), strict=True)),
+        labelled=calibration is not None, evaluate=None, loss=None, preprocessing=None, labels=None,
+        accuracy_kind="", data="",
+    )  # fmt: skip
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn((count, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_is_kept_back_is_not_trained_on() -> None:
+    every = images(40)
+    lessons = lessons_of(workload(every, torch.arange(40) % 3, every[:16][torch.randperm(16)]))
+    batches = list(lessons.batches())
+    given = torch.cat([inputs for inputs, _ in batches])
+    labels = torch.cat([target for _, target in batches])
+    assert not any(torch.equal(image, held) for image in given for held in lessons.held)
+    kept = [row for row in range(40) if not any(torch.equal(every[row], held) for held in lessons.held)]
+    assert len(kept) == 24
+    assert {int(label) for label in labels} == {0, 1, 2}
+    for image, label in zip(given, labels, strict=True):
+        row = next(row for row in kept if torch.equal(every[row], image))
+        assert int(label) == row % 3
+
+
+def test_inputs_that_are_all_there_are_trained_on_and_judged_with_a_warning() -> None:
+    every = images(16)
+    lessons = lessons_of(workload(every, torch.arange(16) % 3, every))
+    assert sum(len(inputs) for inputs, _ in lessons.batches()) == 16
+    assert any("the training saw too" in text for text in lessons.all_warnings(judged=True))
+    assert not any("the training saw too" in text for text in lessons.all_warnings(judged=False))
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 8, 33])
+def test_calibration_inputs_alone_are_split_where_there_are_enough(count: int) -> None:
+    every = images(count)
+    lessons = lessons_of(workload(every, torch.zeros(count), None))
+    given = torch.cat(list(lessons.batches()))
+    assert len(given) + (len(lessons.held) if count >= 8 else 0) == count
+    assert min(len(batch) for batch in lessons.batches()) >= min(2, count)
+    warned = " ".join(lessons.all_warnings(judged=True))
+    assert (f"only {count} calibration inputs" in warned) == (count < 16)
+    assert ("the training saw too" in warned) == (count < 8)
+
+
+@pytest.mark.parametrize(
+    ("every", "target", "said", "hopeless"),
+    [
+        (torch.full((16, 1, 8, 8), 0.5), torch.arange(16) % 3, "all training images are the same", True),
+        (torch.arange(16.0).reshape(16, 1, 1, 1).expand(16, 1, 8, 8), torch.arange(16) % 3, "of one colour", False),
+        (images(16), torch.full((16,), 2), "all of class 2", False),
+    ],
+)  # fmt: skip
+def test_data_that_teaches_little_is_said(every: torch.Tensor, target: torch.Tensor, said: str, hopeless: bool) -> None:
+    lessons = lessons_of(workload(every, target, images(32, seed=5)))
+    assert any(said in text for text in lessons.warnings)
+    assert lessons.hopeless == hopeless
+    healthy = lessons_of(workload(images(16), torch.arange(16) % 3, images(32, seed=5)))
+    assert healthy.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "trained"),
+    [
+        ("def calibration_data(): return [stripes(3, 1)[0]]", "only 3 calibration inputs", True),
+        (
+            "def train_data(): return [(torch.zeros(8, 1, 16, 16), torch.zeros(8).long())]",
+            "all training images are the same",
+            False,
+        ),
+        (
+            "def train_data():\n  images, target = stripes(64, 2)\n  return [(images[target == 1], target[target == 1])]",
+            "all of class 1",
+            True,
+        ),
+    ],
+)
+def test_odd_data_are_survived_with_a_warning(
+    more: str, said: str, trained: bool, tiny: Path, tmp_path: Path
+) -> None:
+    run = started(variant(tmp_path, tiny, more), tmp_path / "out")
+    start = candidate(run, *pruned(run))
+    before = copy.deepcopy(start.module)
+    found, recovered = recover(run, start)
+    assert any(said in text for text in recovered.warnings)
+    assert run.stages.failures == []
+    assert same(found.module, before) != trained
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.module.state_dict().values())
+
+
+def test_points_are_what_the_original_expects() -> None:
+    wanted = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], dtype=np.float32))
+    inputs = torch.eye(2).reshape(2, 1, 1, 2)
+
+    def chosen(*rows: list[float]) -> nn.Module:
+        layer = nn.Linear(2, 3, bias=False)
+        layer.weight.data = torch.tensor(rows).T
+        return nn.Sequential(nn.Flatten(), layer)
+
+    judgement = Judgement(inputs, wanted)
+    assert judgement.points(chosen([9.0, 0.0, 0.0], [0.0, 0.0, 9.0])) == pytest.approx(65)
+    assert judgement.points(chosen([0.0, 9.0, 0.0], [0.0, 0.0, 9.0])) == pytest.approx(40)
+    assert judgement.points(chosen([math.nan, 0.0, 0.0], [0.0, 0.0, 9.0])) == 0
+    single = Judgement(inputs, np.array([[1.0], [2.0]], dtype=np.float32))
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 2.0]])
+    assert single.points(nn.Sequential(nn.Flatten(), layer)) == pytest.approx(100)
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train_seconds": 0.0}, "more than zero"),
+        ({"train_seconds": math.inf}, "more than zero"),
+        ({"qat_drop": -0.1}, "at least 0"),
+        ({"qat_drop": math.nan}, "at least 0"),
+    ],
+)
+def test_requests_that_make_no_sense(changes: dict[str, float], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        Request("tiny.py", "host", mk.Budget(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--train-minutes", "0"], "--train-minutes must be a number above 0"),
+        (["--train-minutes", "soon"], "not 'soon'"),
+        (["--qat-drop", "-1"], "--qat-drop must be a number of at least 0"),
+    ],
+)
+def test_options_that_make_no_sense(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobilekit import cli
+
+    monkeypatch.setattr("sys.argv", ["mobilekit", "plan", "tiny.py", "--profile", "host", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_minutes_and_points_reach_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mobilekit import cli, pipeline
+
+    seen: list[Request] = []
+
+    def stop(request: Request, *_: object, **__: object) -> None:
+        seen.append(request)
+        raise BadInputError("stopped")
+
+    monkeypatch.setattr(pipeline, "run", stop)
+    base = ["mobilekit", "plan", "tiny.py", "--profile", "host"]
+    for more in ([], ["--train-minutes", "1.5", "--qat-drop", "0"]):
+        monkeypatch.setattr("sys.argv", base + more)
+        with pytest.raises(SystemExit):
+            cli.main()
+    assert [(request.train_seconds, request.qat_drop) for request in seen] == [(300.0, 0.3), (90.0, 0.0)]
+
+
+def test_the_bar_shows_the_time_that_a_stage_says_is_left() -> None:
+    from rich.progress import Progress
+
+    from mobilekit.cli.terminal import LeftColumn
+
+    bars = Progress(LeftColumn())
+    known, other = bars.add_task("training", total=1.0, remaining=95.0), bars.add_task("original", total=1.0)
+    column = LeftColumn()
+    assert column.render(bars.tasks[known]).plain == "1:35 left"
+    assert column.render(bars.tasks[other]).plain.endswith(" left")
+    bars.update(known, completed=1.0)
+    assert column.render(bars.tasks[known]).plain == ""
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def launched(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+    """A command in two processes on CPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    return subprocess.run(
+        [*command, "--num_machines", "1", "--main_process_port", str(port), *arguments],
+        capture_output=True, text=True, check=False, timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_one_command_trains_in_two_processes(tiny: Path, tmp_path: Path) -> None:
+    """A plan with a given device profile and nothing to measure on: the first process plans, both train."""
+    script = tmp_path / "run.py"
+    plan = tmp_path / "plan.json"

@@ -86,33 +86,39 @@ def cells_of(spec: SweepSpec, path: Path) -> list[Cell]:
     loaded = [_profile(text, folder, f"'{path}' is wrong at profiles[{i}]") for i, text in enumerate(spec.profiles)]
     _check_devices(spec, [profile for _, profile in loaded], path)
     axes = (
-        list(zip(workloads, _file_names(spec.workloads), spec.workloads, strict=True)),
-        list(zip(loaded, _file_names(spec.profiles), spec.profiles, strict=True)),
-        list(zip(spec.runtimes or (None,), _unique(spec.runtimes or ("",)), strict=True)),
-        list(zip(spec.budgets, _unique([budget.label for budget in spec.budgets]), strict=True)),
+        zip(workloads, spec.workloads, _file_names(spec.workloads), strict=True),
+        zip(loaded, spec.profiles, _file_names(spec.profiles), strict=True),
+        zip(spec.runtimes or (None,), _unique(spec.runtimes or ("",)), strict=True),
+        zip(spec.budgets, _unique([budget.label for budget in spec.budgets]), strict=True),
+        spec.seeds,
     )
     cells = []
-    for (workload, w_name, w_text), ((source, profile), p_name, p_text), (runtime, r_name), (
-        budget,
-        b_name,
-    ), seed in itertools.product(*axes, spec.seeds):
-        job = CellJob(
-            mobilekit_version=__version__,
-            workload=workload,
-            profile=source,
-            profile_sha256=hashlib.sha256(profile.model_dump_json().encode()).hexdigest(),
-            budget=budget.plain,
-            runtime=runtime,
-            device=spec.device,
-            seed=seed,
-            train=spec.train,
-            train_seconds=DEFAULT_TRAIN_SECONDS if spec.train_minutes is None else 60 * spec.train_minutes,
-            dry_run=spec.dry_run,
-        )
-        name = "__".join(filter(None, (w_name, p_name, r_name, b_name, f"seed{seed}")))
-        measured = not spec.dry_run and (spec.device is not None or profile.kind == "host")
-        cells.append(Cell(name, w_text, p_text, budget, job, measured))
+    for workload, profile, runtime, budget, seed in itertools.product(*axes):
+        name = "__".join(filter(None, (workload[2], profile[2], runtime[1], budget[1], f"seed{seed}")))
+        job = _job(spec, workload[0], profile[0], (runtime[0], budget[0], seed))
+        measured = not spec.dry_run and (spec.device is not None or profile[0][1].kind == "host")
+        cells.append(Cell(name, workload[1], profile[1], budget[0], job, measured))
     return cells
+
+
+def _job(
+    spec: SweepSpec, workload: str, profile: tuple[str, DeviceProfile], rest: tuple[str | None, NamedBudget, int]
+) -> CellJob:
+    source, found = profile
+    runtime, budget, seed = rest
+    return CellJob(
+        mobilekit_version=__version__,
+        workload=workload,
+        profile=source,
+        profile_sha256=hashlib.sha256(found.model_dump_json().encode()).hexdigest(),
+        budget=budget.plain,
+        runtime=runtime,
+        device=spec.device,
+        seed=seed,
+        train=spec.train,
+        train_seconds=DEFAULT_TRAIN_SECONDS if spec.train_minutes is None else 60 * spec.train_minutes,
+        dry_run=spec.dry_run,
+    )
 
 
 # ---------------------------------------------------------------- what the axes name

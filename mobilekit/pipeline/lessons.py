@@ -49,24 +49,31 @@ class Lessons:
             return iter(_shuffled(self.inputs))
         if self._data is None or isinstance(self._data, Iterator):  # what can be gone through once only
             self._data = self.workload.train_data()
-        return self._without_held(self._data)
+        return iter(self._data) if self.seen else self._without_held(self._data)
 
     def _without_held(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The samples that are not kept back; all of them from the next pass on where these are less than half."""
         held = self.held.flatten(1)
         picks = torch.linspace(0, held.shape[1] - 1, min(PICKED, held.shape[1])).long()
+        total = left = 0
         for batch in batches:
             inputs = batch[0] if self.workload.labelled and isinstance(batch, tuple | list) and batch else batch
             if not isinstance(inputs, torch.Tensor) or inputs.shape[1:] != self.held.shape[1:]:
                 yield batch
                 continue
             kept = ~_among(inputs.flatten(1), held, picks)
+            total, left = total + len(kept), left + int(kept.sum())
             if bool(kept.all()):
                 yield batch
-            elif int(kept.sum()) < max(2, len(kept) // 2) or not _selectable(batch, len(kept)):
+            elif not _selectable(batch, len(kept)):
                 self.seen = True
                 yield batch
-            else:
+            elif int(kept.sum()) > 1:
                 yield tuple(part[kept] for part in batch) if self.workload.labelled else batch[kept]
+        if 2 * left < total:
+            self.seen = True
+            if left < 2:
+                yield from self.batches()
 
     def all_warnings(self, judged: bool) -> list[str]:
         """What the report should say of the data, after the training."""

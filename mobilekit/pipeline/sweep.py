@@ -28,6 +28,10 @@ from mobilekit.workload import load
 
 ATTEMPTS = 2
 """Of each cell: one that failed is tried once more, from where it was."""
+DISTURBED = (
+    "several cells may have been measured on one device at the same time, which disturbs their latencies: "
+    "give --jobs 1, or on a cluster --cpus-per-cell as many as a machine has"
+)
 MARK = ".mobilekit-sweep"
 CELLS, ROWS, SUMMARY = "cells", "cells.jsonl", "sweep"
 
@@ -61,21 +65,10 @@ def sweep(
     _refuse(store, resume=resume)
     rows = _finished(store, cells) if resume else {}
     listener.say(plural(len(cells), "cell") + (f", {len(rows)} of them finished before" if rows else ""))
-    waiting = [cell for cell in cells if cell.name not in rows]
-    warnings: tuple[str, ...] = ()
-    if waiting:
+    if len(rows) < len(cells):
         engine = _engine(where)
         try:
-            warnings = _warnings(engine, waiting)
-            for warning in warnings:
-                listener.say(f"warning: {warning}")
-            _claim(store)
-            listener.progress("cells", len(rows) / len(cells))
-            for row in _Queue(store, engine, waiting, listener).rows():
-                store.append(ROWS, row)
-                rows[row.name] = row
-                listener.say(f"{len(rows)}/{len(cells)} {row.name}: {report.in_words(row)}")
-                listener.progress("cells", len(rows) / len(cells))
+            _carry_out(store, engine, cells, rows, listener)
         finally:
             engine.close()
     summary = SweepSummary(
@@ -85,7 +78,7 @@ def sweep(
         engine=where.engine,
         dry_run=spec.dry_run,
         cells=tuple(rows[cell.name] for cell in cells),
-        warnings=warnings,
+        warnings=(DISTURBED,) if any(row.disturbed for row in rows.values()) else (),
     )
     _write(store, summary)
     return summary
@@ -171,15 +164,29 @@ def _engine(where: Where) -> engines.Engine:
     return engines.Local(where.jobs or 1)
 
 
-def _warnings(engine: engines.Engine, cells: list[Cell]) -> tuple[str, ...]:
-    """Cells that share a device while it is timed disturb each other."""
-    shared = any(cell.measured and (engine.crowded or cell.job.device not in (None, "host")) for cell in cells)
-    if not shared or engine.slots == 1 or len(cells) == 1:
-        return ()
-    return (
-        "several cells may be measured on one device at the same time: their latencies disturb each other; "
-        "give --jobs 1, or on a cluster --cpus-per-cell as many as a machine has",
-    )
+def _carry_out(
+    store: Store, engine: engines.Engine, cells: list[Cell], rows: dict[str, CellRow], listener: Listener
+) -> None:
+    """Run the cells that have no row yet, and add their rows."""
+    waiting = [cell for cell in cells if cell.name not in rows]
+    disturbed = _disturbed(engine, waiting)
+    if disturbed:
+        listener.say(f"warning: {DISTURBED}")
+    _claim(store)
+    listener.progress("cells", len(rows) / len(cells))
+    for found in _Queue(store, engine, waiting, listener).rows():
+        row = found.model_copy(update={"disturbed": found.name in disturbed})
+        store.append(ROWS, row)
+        rows[row.name] = row
+        listener.say(f"{len(rows)}/{len(cells)} {row.name}: {report.in_words(row)}")
+        listener.progress("cells", len(rows) / len(cells))
+
+
+def _disturbed(engine: engines.Engine, cells: list[Cell]) -> set[str]:
+    """Names of the cells that may be measured while another one keeps the same device busy."""
+    if engine.slots == 1 or len(cells) == 1:
+        return set()
+    return {cell.name for cell in cells if cell.measured and (engine.crowded or cell.job.device not in (None, "host"))}
 
 
 class _Queue:

@@ -130,6 +130,8 @@ class CellRow(Value):
     predicted_latency_ms: Interval | None = None
     best_reachable_ms: float | None = None
     best_reachable_basis: Literal["measured", "predicted"] | None = None
+    disturbed: bool = False
+    """It may have been measured while another cell kept the same device busy."""
     warnings: int = 0
     """Warnings in the cell's own report."""
     troubles: int = 0
