@@ -10,6 +10,7 @@ import pytest
 import mobilekit as mk
 from mobilekit import pipeline
 from mobilekit.errors import BadInputError
+from mobilekit.pipeline import options
 from mobilekit.types import Plan
 
 
@@ -18,9 +19,14 @@ def run(workload: Path, out: Path, budget: mk.Budget, *, dry: bool = False, **mo
     return pipeline.run(request, out, pipeline.Listener(), dry=dry)
 
 
-def test_a_front_of_plans(tiny: Path, quick: None, tmp_path: Path) -> None:
+def test_a_front_of_plans(tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
+    levers = ("channel_pruning", "group_convolution", "low_rank", "int8")
+    monkeypatch.setattr(options, "SEARCHED", levers)  # the quick machine leaves some out
     report = run(tiny, out, mk.Budget(), pareto=5)
+    told = {row.transform for row in (*report.plan, *report.rejected)}
+    assert told <= set(levers)
+    assert {"channel_pruning", "group_convolution", "low_rank"} <= told
     rows = report.frontier
     assert 3 <= len(rows) <= 5
     assert report.verdict is None

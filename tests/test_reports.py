@@ -23,6 +23,7 @@ from mobilekit.types import (
     Failure,
     Finding,
     Interval,
+    KindFactor,
     MeasurementRow,
     ModelFigures,
     ModelRow,
@@ -611,6 +612,53 @@ def test_a_measured_best_is_called_measured() -> None:
     rounds = (Round(predicted_ms=0.2, measured_ms=0.287, baseline_ms=1.2, target_ms=0.1, options=2),)
     text = markdown(unreachable_report().model_copy(update={"rounds": rounds, "best_reachable_basis": "measured"}))
     assert "0.287 ms (measured)" in text
+
+
+def uncertain_report() -> Report:
+    """A speedup that the median keeps and the lower end of its interval does not; rounds with what they found."""
+    kinds = (KindFactor(precision="int8", row="depthwise.3", factor=1.21, operators=4),)
+    facts = {"sessions": 4, "accept": 0.95, "ratio_interval": (2.61, 2.74), "predicted_ratio": 3.27}
+    missed = Round(
+        predicted_ms=0.4, measured_ms=0.48, baseline_ms=1.3, target_ms=0.43, options=3, ratio=2.68, accepted=False,
+        kinds=kinds, **facts,
+    )  # fmt: skip
+    finding = Finding(
+        item="speedup", limit=3, found=3.021, met=False, interval=(2.964, 3.077), judged=2.964, note="7 sessions"
+    )
+    base = sample_report()
+    return base.model_copy(
+        update={
+            "verdict": "missed", "findings": (finding,), "ratio": 3.021, "ratio_interval": (2.964, 3.077),
+            "sessions": 7, "rounds": (missed, missed.model_copy(update={"accepted": True, "kinds": ()})),
+            "baseline": base.baseline.model_copy(update={"latency_interval_ms": (1.282, 1.305)}),
+            "result": base.result.model_copy(update={"latency_interval_ms": (0.4092, 0.4213)}),
+        }
+    )  # fmt: skip
+
+
+def test_medians_come_with_their_intervals() -> None:
+    text = markdown(uncertain_report())
+    assert "(90 % interval of the ratio: 2.96 to 3.08, over 7 sessions)" in text
+    assert "| 90 % interval of that median | 1.28 to 1.30 ms | 0.409 to 0.421 ms | — |" in text
+    assert "| speedup | 3 times | 3.02 times | 2.96 to 3.08 times | **not met** | 7 sessions |" in text
+    page = html(uncertain_report())
+    assert "2.96 to 3.08 times" in page
+    assert "0.409 to 0.421 ms" in page
+
+
+def test_rounds_say_what_was_accepted_and_what_the_profile_said() -> None:
+    text = markdown(uncertain_report())
+    first, second = (line for line in text.splitlines() if line.startswith(("| Round 1 | 3 |", "| Round 2 | 3 |")))
+    assert first.endswith("| 3.27 | 2.68 | 2.61 to 2.74 | no |")
+    assert second.endswith("| yes |")
+    assert "| Round 1 | depthwise.3 | int8 | 4 | 1.21 |" in text
+    assert "runtime's profile" not in markdown(sample_report()).split("## Predicted against measured")[1].split("##")[0]
+
+
+def test_what_is_within_reach_is_told_as_a_ratio_too() -> None:
+    changes = {"best_reachable_basis": "measured", "best_reachable_ratio": 4.02}
+    text = markdown(unreachable_report().model_copy(update=changes))
+    assert "0.287 ms (measured), that is 4.02 times faster than the original" in text
 
 
 # ---------------------------------------------------------------- report.md

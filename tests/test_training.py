@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_jobs import killed
+from training_jobs import killed, launched
 
 from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.training import distillation
@@ -17,6 +19,7 @@ from mobilekit.training.distillation import State, TrainingJob, distil
 from mobilekit.training.hooks import Labels
 from mobilekit.training.job import Recipe
 from mobilekit.training.loop import train
+from mobilekit.training.workers import ALONE, Workers
 
 STEPS = 60
 
@@ -172,8 +175,10 @@ def test_a_resumed_training_has_the_rest_of_the_time(monkeypatch: pytest.MonkeyP
 
 def test_a_loss_that_is_nan() -> None:
     poisoned = [(torch.full((4, 1, 8, 8), float("nan")), torch.zeros(4, dtype=torch.long))]
-    with pytest.raises(MobilekitError, match=r"^the training loss is nan at step 1: "):
+    with pytest.raises(MobilekitError, match=r"^train_data\(\) gave 21 batches in a row that hold no finite numbers$"):
         distil(net(4, 5), net(8, 0), job(batches=lambda: poisoned))
+    with pytest.raises(MobilekitError, match=r"^the training loss is nan at step 1: "):
+        distil(net(4, 5), net(8, 0), job(loss=lambda output, _: output.sum() * float("nan")))
 
 
 def test_no_data() -> None:
@@ -343,3 +348,227 @@ def test_no_time_and_no_labels_are_refused() -> None:
         train(dropping(), Labels(), job(seconds=0.0), Recipe())
     with pytest.raises(MobilekitError, match="needs labels"):
         train(dropping(), Labels(), job(batches=images, labelled=False), Recipe(steps=1))
+
+
+# ---------------------------------------------------------------- the best weights
+
+
+def weight_of(module: nn.Module) -> float:
+    return float(module[6].weight.detach().sum())
+
+
+@pytest.mark.parametrize("wanted", ["start", "middle", "end"])
+def test_the_best_weights_are_kept(wanted: str) -> None:
+    module = dropping()
+    figures: list[float] = []
+    seen: list[float] = []
+
+    def judge(judged: nn.Module) -> float:
+        assert not judged.training
+        seen.append(weight_of(judged))
+        figures.append({"start": 1.0, "middle": abs(len(seen) - 5.0), "end": -1.0}[wanted] * len(seen))
+        return figures[-1]
+
+    found = train(module, Labels(), job(judge=judge), Recipe(steps=16))
+    best = min(range(len(figures)), key=lambda place: figures[place])
+    assert len(seen) == 9
+    assert weight_of(found.module) == seen[best]
+    assert found.kept_step == 2 * best == {"start": 0, "middle": 8, "end": 16}[wanted]
+    assert (found.figure, found.start_figure) == (figures[best], figures[0])
+    assert len(set(seen)) == 9
+
+
+def test_a_killed_training_keeps_the_best_weights_from_before() -> None:
+    def judge(module: nn.Module) -> float:
+        return abs(float(module[6].bias.detach()[0]) - 0.05)
+
+    recipe = Recipe(steps=24, learning_rate=0.05, checkpoint_seconds=-1.0, find_rate=True, echo=2)
+    teacher = net(8, 0)
+
+    def run(**changes: Any) -> Any:
+        return distil(dropping(), teacher, job(batches=shuffled, judge=judge, **changes), recipe=recipe)
+
+    whole = run()
+    kept = killed(run, 17)
+    again = run(load=lambda: kept[-1])
+    assert same(whole.module, again.module)
+    assert (whole.kept_step, whole.figure, whole.start_figure, whole.learning_rate) == (
+        again.kept_step, again.figure, again.start_figure, again.learning_rate
+    )  # fmt: skip
+
+
+def test_a_review_ends_the_training_sooner() -> None:
+    asked: list[nn.Module] = []
+
+    def review(module: nn.Module) -> float:
+        asked.append(module)
+        return 0.7
+
+    fractions: list[float] = []
+    found = train(dropping(), Labels(), job(review=review, progress=fractions.append), Recipe(steps=40))
+    assert (found.steps, len(asked)) == (28, 1)
+    assert not asked[0].training
+    assert fractions[-1] == 1.0
+    assert fractions == sorted(fractions)
+    assert train(dropping(), Labels(), job(review=lambda _: 1.0), Recipe(steps=40)).steps == 40
+
+
+# ---------------------------------------------------------------- the learning rate
+
+
+class Point(nn.Module):
+    """A point that is to go to zero: far from it large steps help, near to it they throw it out."""
+
+    def __init__(self, distance: float) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.linspace(-distance, distance, 8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.place.expand(len(inputs), 8)
+
+
+def test_the_rate_follows_from_how_far_the_network_is_from_its_goal() -> None:
+    def loss(module: nn.Module, inputs: Tensor, _: Any) -> Tensor:
+        return module(inputs).square().mean()
+
+    recipe = Recipe(steps=1, find_rate=True)
+    found = [train(Point(distance), loss, job(), recipe) for distance in (1e-3, 0.03, 0.03, 3.0)]
+    rates = [each.learning_rate for each in found]
+    assert rates[0] == 1e-4  # the bounds
+    assert rates[0] < rates[1] == rates[2] < rates[3] == 1e-2
+    assert all("where the loss began to rise" in each.rate_note for each in found[:3])
+
+
+def test_where_there_is_no_time_the_usual_rate_is_taken() -> None:
+    recipe = Recipe(find_rate=True, fewest_steps=1, most_steps=1, learning_rate=0.002)
+    found = distil(net(4, 5), net(8, 0), job(seconds=1e-3), recipe=recipe)
+    assert found.learning_rate == 0.002
+    assert "too little time" in found.rate_note
+    assert found.steps == 1
+
+
+def test_the_search_for_a_rate_does_not_train() -> None:
+    recipes = [Recipe(steps=1, find_rate=find, learning_rate=1e-9) for find in (True, False)]
+    teacher = net(8, 0)
+    searched, not_searched = (distil(net(4, 5), teacher, job(), recipe=recipe) for recipe in recipes)
+    assert searched.first_loss == not_searched.first_loss  # the same batch, and the same weights
+
+
+# ---------------------------------------------------------------- numbers that are not finite
+
+
+class Poisoned(Labels):
+    """A loss that is no number in some of its calls."""
+
+    def __init__(self, when: Any) -> None:
+        super().__init__()
+        self.when, self.calls = when, 0
+
+    def __call__(self, module: nn.Module, inputs: Tensor, target: Any) -> Tensor:
+        self.calls += 1
+        loss = super().__call__(module, inputs, target)
+        return loss * float("nan") if self.when(self.calls) else loss
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_loss_that_was_nan_once_goes_on_from_earlier_weights(judged: bool) -> None:
+    judge = (lambda module: -float(module[6].weight.detach().norm())) if judged else None
+    found = train(dropping(), Poisoned(lambda call: call == 30), job(judge=judge), Recipe(steps=40))
+    assert found.steps == 40
+    assert any("not finite 1 times" in text for text in found.warnings)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.module.state_dict().values())
+    assert train(dropping(), Labels(), job(), Recipe(steps=40)).warnings == ()
+
+
+def test_a_loss_that_stays_nan_ends_the_training_with_the_best_weights() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def judge(module: nn.Module) -> float:
+        seen.append((float(module[6].weight.detach().norm()), weight_of(module)))
+        return -seen[-1][0]
+
+    module = dropping()
+    found = train(module, Poisoned(lambda call: call > 50), job(judge=judge), Recipe(steps=80, learning_rate=0.02))
+    assert found.steps == 50
+    assert any("stopped after 50 steps: the training loss is nan" in text for text in found.warnings)
+    assert weight_of(found.module) == max(seen)[1]
+    assert found.kept_step is not None
+    assert 0 < found.kept_step <= 50
+    plain = train(dropping(), Poisoned(lambda call: call > 50), job(), Recipe(steps=80))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in plain.module.state_dict().values())
+
+
+def test_batches_without_finite_numbers_are_left_out() -> None:
+    data = labelled()
+    broken = data[1][0].clone()
+    broken[0, 0, 0, 0] = float("inf")
+    with_broken = train(dropping(), Labels(), job(batches=lambda: [data[0], (broken, data[1][1])]), Recipe(steps=6))
+    without = train(dropping(), Labels(), job(batches=lambda: data[:1]), Recipe(steps=6))
+    assert same(with_broken.module, without.module)
+    assert with_broken.warnings == ("5 training batches held no finite numbers and were left out",)
+
+
+def test_a_single_sample_at_the_end_of_a_pass_is_left_out() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    inputs, target = labelled()[0]
+    with_rest = [(inputs, target), (inputs[:1], target[:1])]
+    assert train(flat, Labels(), job(batches=lambda: with_rest), Recipe(steps=4)).steps == 4
+
+
+# ---------------------------------------------------------------- several processes
+
+
+TOGETHER = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from safetensors.torch import save_file
+from test_training import together_trained
+from mobilekit.errors import MobilekitError
+from mobilekit.training.workers import connected
+
+workers = connected()
+torch.set_num_threads(1)
+for name in ("adamw", "sgd"):
+    module = together_trained(name, workers)
+    save_file(module.state_dict(), f"{sys.argv[2]}/{name}-{workers.rank}")
+try:
+    together_trained("sgd", workers, fails=workers.rank == 1)
+except MobilekitError as error:
+    print(f"[{workers.rank}: {error}]", flush=True)
+assert workers.agreed(workers.rank) == 0
+"""
+
+
+def together_trained(optimiser: Any, workers: Workers, *, fails: bool = False, pairs: bool = False) -> nn.Module:
+    """No batch norm: its statistics are those of a process's own batch."""
+    torch.manual_seed(3 + workers.rank)  # the first process's weights count
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    data = labelled()
+    if pairs:
+        inputs, target = (torch.cat(parts) for parts in zip(*data, strict=True))
+        data = list(zip(inputs.split(32), target.split(32), strict=True))
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        if fails:
+            raise ValueError("only here")
+        return nn.functional.cross_entropy(output, target)
+
+    recipe = Recipe(steps=7, optimiser=optimiser, learning_rate=0.01, clip=0.5)
+    return train(module, Labels(loss), job(batches=lambda: data, workers=workers), recipe).module
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TOGETHER, encoding="utf-8")
+    done = launched(str(script), str(Path(__file__).parent), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "[1: the training step 1 fails: only here]" in done.stdout
+    assert "[0: the training step 1 fails in another process]" in done.stdout
+    for name in ("adamw", "sgd"):
+        first, second = (load_file(tmp_path / f"{name}-{rank}") for rank in (0, 1))
+        alone = together_trained(name, ALONE, pairs=True).state_dict()
+        for key, tensor in alone.items():
+            assert torch.equal(first[key], second[key])
+            torch.testing.assert_close(first[key], tensor, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -54,3 +58,16 @@ def killed(train: Callable[..., object], at: int) -> list[State]:
     with pytest.raises(Killed):
         train(progress=progress, save=save)
     return kept
+
+
+def launched(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+    """A command in two processes on CPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    return subprocess.run(
+        [*command, "--num_machines", "1", "--main_process_port", str(port), *arguments],
+        capture_output=True, text=True, check=False, timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip

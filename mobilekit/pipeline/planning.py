@@ -6,7 +6,8 @@ import math
 
 from mobilekit import registry
 from mobilekit.cost.memory import peak_memory_bytes, size_bytes
-from mobilekit.pipeline.options import SEARCHED, Offered, corrected_by, with_damages
+from mobilekit.pipeline import options
+from mobilekit.pipeline.options import Offered, corrected_by, with_damages
 from mobilekit.pipeline.original import Baseline, Prices, original_limit
 from mobilekit.pipeline.run import Run
 from mobilekit.planner import reasons
@@ -115,7 +116,7 @@ def reachable(plan: Plan) -> bool:
 def write_plan(run: Run, prices: Prices, known: Offered, searched: Search, found: Found) -> Plan:
     """The plan as data, with a sentence for every lever."""
     job = run.job
-    levers = [registry.transform(name) for name in SEARCHED]
+    levers = [registry.transform(name) for name in options.SEARCHED]
     network = searched.predict(found)
     estimate = prices.price(network)
     limit_ms = searched.limits[0].most

@@ -16,7 +16,7 @@ from mobilekit.pipeline.run import Run
 from mobilekit.pipeline.teaching import Lesson, Remaining, Teaching
 from mobilekit.training.job import Trained
 from mobilekit.training.loop import JUDGEMENTS
-from mobilekit.training.workers import connected
+from mobilekit.training.workers import connected, not_started
 from mobilekit.types import Candidate, Value
 
 JUDGING = 0.05
@@ -105,9 +105,9 @@ def recover(run: Run, candidate: Candidate, remaining: Remaining) -> tuple[Candi
         left -= training.seconds if training is not None else left
     if int8:
         candidate, loss_by_int8 = rounding.recovered(candidate, left)
-    said = [*(training.warnings if training else ()), *(loss_by_int8.warnings if loss_by_int8 else ())]
-    if not structural and loss_by_int8 is not None and loss_by_int8.steps:
-        said += teaching.lessons.all_warnings(judged=True)
+    rounded = loss_by_int8 is not None and loss_by_int8.steps > 0
+    said = list(training.warnings) if training is not None else teaching.lessons.all_warnings(judged=rounded)
+    said += loss_by_int8.warnings if loss_by_int8 is not None else []
     return candidate, Recovered(training, loss_by_int8, tuple(said))
 
 
@@ -135,6 +135,8 @@ def _distilled(teaching: Teaching, lesson: Lesson, judged: int) -> tuple[Candida
 
 def _result(teaching: Teaching, trained: Trained, judged: int) -> TrainingResult:
     warnings = [*teaching.lessons.all_warnings(judged=True), *trained.warnings]
+    if not_started():
+        warnings.append(not_started())
     if trained.steps < FEW_STEPS:
         warnings.append(f"the training had time for {trained.steps} steps only: give more --train-minutes")
     if trained.kept_step == 0:

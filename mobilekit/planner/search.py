@@ -20,7 +20,7 @@ LEAST_DAMAGE = 1e-9
 """Options that do no measurable damage are ranked by what they save."""
 SWEEPS = 12
 """Over all places for one multiplier; they settle after three or four."""
-MULTIPLIERS = 24
+MULTIPLIERS = 14
 TIGHTENINGS = 8
 """How often limits are moved inwards because the exact price was above the tables'."""
 PAIRS = 200

@@ -90,8 +90,8 @@ def _measurements(report: Report) -> list[Block]:
         blocks.append(table(heads, rows, "Latency, measured", "no reference was timed"))
         lines = words.listed(sorted({row.file for model in report.models for row in model.measurements}))
         note = (
-            f"Raw samples: line of {lines}. Over reference: CPU time over that of a 512 x 512 x 512 float32 "
-            "matrix product in the same round."
+            f"A row for each session. Raw samples: line of {lines}. Over reference: CPU time over that of a "
+            "512 x 512 x 512 float32 matrix product in the same round."
         )
         blocks.append(Text(note, "quiet"))
     if absent:

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from mobilekit.reports import _words as words
-from mobilekit.reports._blocks import Bar, Bars, Cell, Section, Step, Steps, Text, Tile, Verdict, num, table
+from mobilekit.reports._blocks import (
+    Bar,
+    Bars,
+    Block,
+    Cell,
+    Fold,
+    Section,
+    Step,
+    Steps,
+    Text,
+    Tile,
+    Verdict,
+    num,
+    table,
+)
 from mobilekit.types import Finding, ModelFigures, Report
 
 _WORD = {"met": "Met", "missed": "Missed", "unreachable": "Unreachable", "open": "Not judged"}
@@ -47,7 +61,13 @@ def _measured(report: Report) -> str:
     if report.ratio is None:
         return text + "."
     text += f", that is {words.faster(report.ratio)}"
-    return text + (f" (90 % interval of the ratio: {_span(report.ratio_interval)})." if report.ratio_interval else ".")
+    return text + (f" (90 % interval of the ratio: {_over(report)})." if report.ratio_interval else ".")
+
+
+def _over(report: Report) -> str:
+    """The ratio's interval, and how often it was measured."""
+    span = _span(report.ratio_interval) if report.ratio_interval else ""
+    return f"{span}, over {words.plural(report.sessions, 'session')}" if report.sessions else span
 
 
 def _span(interval: tuple[float, float]) -> str:
@@ -73,8 +93,14 @@ def _accuracy(report: Report) -> str:
 def _best(report: Report) -> str:
     if report.best_reachable_ms is None:
         return "No plan reaches the budget; the best reachable latency is not known."
-    best = words.ms(report.best_reachable_ms)
-    return f"No plan reaches the budget: the best reachable latency is {best} ({report.best_reachable_basis})."
+    best = f"{words.ms(report.best_reachable_ms)} ({report.best_reachable_basis})"
+    text = f"No plan reaches the budget: the best reachable latency is {best}"
+    if report.best_reachable_ratio is None:
+        return text + "."
+    return text + (
+        f", that is {words.faster(report.best_reachable_ratio)} than the original, by the ends of the 90 % intervals "
+        "that are closer to it."
+    )
 
 
 def _tiles(report: Report) -> tuple[Tile, ...]:
@@ -113,8 +139,8 @@ def findings(report: Report) -> Section:
     if not report.findings:
         reason = "No budget line was judged." if words.asked(report.budget) else "No budget was given."
         return Section("budget", title, (Text(reason, "quiet"),))
-    heads = ("Item", "Limit", "Found", "Judgement", "Note")
-    return Section("budget", title, (table(heads, [_finding(f) for f in report.findings]),))
+    heads = ("Item", "Limit", "Found", "90 % interval", "Judgement", "Note")
+    return Section("budget", title, (table(heads, [_finding(f) for f in report.findings], key="one figure"),))
 
 
 def _finding(finding: Finding) -> tuple[Cell, ...]:
@@ -124,7 +150,8 @@ def _finding(finding: Finding) -> tuple[Cell, ...]:
         found = words.amount(words.number(finding.found), unit)
         judgement = Cell("met", "good") if finding.met else Cell("not met", "bad")
     limit = words.amount(words.plain(finding.limit), unit)
-    return (Cell(_item(finding.item)), num(limit), num(found), judgement, Cell(finding.note))
+    span = num(words.amount(_span(finding.interval), unit) if finding.interval else words.DASH)
+    return (Cell(_item(finding.item)), num(limit), num(found), span, judgement, Cell(finding.note))
 
 
 def _item(name: str) -> str:
@@ -143,6 +170,7 @@ def before_after(report: Report) -> Section:
             num(words.ms(a.latency_ms)),
             num(words.change(b.latency_ms, a.latency_ms)),
         ),
+        *_latency_intervals(report),
         (
             Cell(f"Accuracy, {report.accuracy_kind}" if report.accuracy_kind else "Accuracy"),
             num(words.score(b.accuracy)),
@@ -164,6 +192,15 @@ def before_after(report: Report) -> Section:
         heads, rows, "The original before and the result after, measured and counted", key="cannot be computed"
     )
     return Section("before-after", "Before and after", (figures, Text(files, "quiet"), *_shares(report)))
+
+
+def _latency_intervals(report: Report) -> list[tuple[Cell, ...]]:
+    """A row for the uncertainty of the latencies, where it is known."""
+    intervals = [report.baseline.latency_interval_ms, report.result.latency_interval_ms]
+    if not any(intervals):
+        return []
+    cells = [num(f"{_span(found)} ms" if found else "not measured") for found in intervals]
+    return [(Cell("90 % interval of that median"), *cells, num(words.DASH))]
 
 
 def _counted(label: str, before: int | None, after: int | None) -> tuple[Cell, ...]:
@@ -193,13 +230,17 @@ def _shares(report: Report) -> list[Bars]:
 def rounds(report: Report) -> Section:
     """How well the predictions held."""
     intro = Text(
-        "A round predicts a plan, exports it untrained, measures it, and corrects the device profile by what "
-        "was measured. " + _predicted(report).replace("Predicted:", "The last prediction:")
+        "A round predicts a plan, exports it untrained, measures it in turn with the original, and corrects the device "
+        "profile by what was measured. Milliseconds are those of the machine's speed in that round. "
+        + _predicted(report).replace("Predicted:", "The last prediction:")
     )
     if not report.rounds:
         title = "Predicted against measured"
         return Section("rounds", title, (intro, Text("No round was measured.", "quiet")))
-    heads = ("Round", "Options", "Target", "Predicted", "Measured", "Measured over predicted", "Original, measured")
+    heads = (
+        *("Round", "Options", "Target", "Predicted", "Measured", "Measured over predicted", "Original, measured"),
+        *("Times faster, predicted", "Times faster, measured", "90 % interval", "Accepted"),
+    )
     rows = [
         (
             Cell(f"Round {i}"),
@@ -209,11 +250,29 @@ def rounds(report: Report) -> Section:
             num(words.ms(r.measured_ms)),
             num(words.change(r.predicted_ms, r.measured_ms)),
             num(words.ms(r.baseline_ms)),
+            num(words.number(r.predicted_ratio)),
+            num(words.number(r.ratio)),
+            num(_span(r.ratio_interval) if r.ratio_interval else words.DASH),
+            Cell(words.DASH if r.accepted is None else "yes" if r.accepted else "no"),
         )
         for i, r in enumerate(report.rounds, 1)
     ]
-    blocks = (intro, table(heads, rows, key="no target, or nothing to compare"), _steps(report))
-    return Section("rounds", "Predicted against measured", blocks)
+    blocks: list[Block | Fold] = [intro, table(heads, rows, key="no target, or nothing to compare"), _steps(report)]
+    return Section("rounds", "Predicted against measured", (*blocks, *_kinds(report)))
+
+
+def _kinds(report: Report) -> list[Block | Fold]:
+    """What the runtime's profile said about the prices of kinds."""
+    rows = [
+        (Cell(f"Round {i}"), Cell(k.row, "code"), Cell(k.precision), num(str(k.operators)), num(words.number(k.factor)))
+        for i, r in enumerate(report.rounds, 1)
+        for k in r.kinds
+    ]
+    if not rows:
+        return []
+    heads = ("Round", "Kind", "Precision", "Operators", "Price off by a factor of")
+    title = "Kinds of operators in the runtime's profile, against the whole network"
+    return [Fold(f"{title} ({len(rows)} rows)", table(heads, rows))]
 
 
 def _steps(report: Report) -> Steps:

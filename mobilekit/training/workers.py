@@ -74,6 +74,20 @@ def connected() -> Workers:
     return _joined() if several or "ACCELERATE_MIXED_PRECISION" in os.environ else ALONE
 
 
+def not_started() -> str:
+    """What to say where accelerate was asked for several processes and started one only; empty where it did not.
+
+    `accelerate launch --cpu --num_processes 2` starts them by MPI, and one where no host file of MPI was given.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
+    if not asked or "WORLD_SIZE" in os.environ:
+        return ""
+    return (
+        "accelerate was asked for several processes and started one: on CPUs it needs MPI; "
+        "accelerate launch --multi_gpu or torchrun start them, without a GPU too"
+    )
+
+
 @functools.cache
 def _joined() -> Workers:
     try:
