@@ -363,12 +363,12 @@ def test_another_request_is_not_resumed(tiny: Path, quick: None, tmp_path: Path)
 
 def test_a_damaged_checkpoint_is_done_again(tiny: Path, quick: None, tmp_path: Path) -> None:
     first = run(tiny, tmp_path / "out", dry=True)
-    plan = tmp_path / "out" / "checkpoints" / "plan.json"
-    kept = json.loads(plan.read_text())
+    damages = tmp_path / "out" / "checkpoints" / "damage.json"
+    kept = json.loads(damages.read_text())
     for damaged in ("{", json.dumps({**kept, "value": 3}), json.dumps({**kept, "value": {"seconds": 1, "value": {}}})):
-        plan.write_text(damaged)
+        damages.write_text(damaged)
         again = run(tiny, tmp_path / "out", dry=True, resume=True)
-        assert [stage.name for stage in again.stages if not stage.resumed] == ["plan"]
+        assert [stage.name for stage in again.stages if not stage.resumed] == ["damage"]
         assert again.plan == first.plan
 
 

@@ -438,7 +438,8 @@ finish = loop._Run.result
 
 def result(self):  # what this process has after each training
     found = finish(self)
-    save_file(dict(found.module.state_dict()), out / f"{self.workers.rank}-{found.steps}.st")
+    weights = {name: value.contiguous() for name, value in found.module.state_dict().items()}
+    save_file(weights, out / f"{self.workers.rank}-{found.steps}.st")
     return found
 
 loop._Run.result = result

@@ -187,7 +187,7 @@ def met(network: Path, host_profile: object, tmp_path_factory: pytest.TempPathFa
         quicken(patch.setattr)
         there = Machine()
         patch.setattr(Host, "run", there.run)
-        return run(network, out, mk.Budget(speedup=8)), out
+        return run(network, out, mk.Budget(speedup=7)), out
 
 
 def test_wrong_prices_converge_within_three_rounds(met: tuple[mk.Report, Path]) -> None:
@@ -208,7 +208,7 @@ def test_rounds_are_predicted_and_measured_beside_the_same_original(met: tuple[m
     for row in report.rounds:
         assert None not in (row.ratio, row.ratio_interval, row.predicted_ratio, row.sessions, row.baseline_ms)
         assert row.predicted_ms == pytest.approx(row.baseline_ms / row.predicted_ratio)
-        assert row.target_ms == pytest.approx(row.baseline_ms / 8)
+        assert row.target_ms == pytest.approx(row.baseline_ms / 7)
         assert row.ratio_interval[0] <= row.ratio <= row.ratio_interval[1]
         assert row.ratio == pytest.approx(row.baseline_ms / row.measured_ms, rel=0.05)
         assert row.sessions >= 3
@@ -232,7 +232,7 @@ def test_the_result_is_fast_enough_in_truth(met: tuple[mk.Report, Path]) -> None
     report, out = met
     assert report.result.path is not None
     result = (10.0 + sum(k.median_us for k in true_kernels(out / report.result.path))) / 1000
-    assert original_ms(out) / result >= 8
+    assert original_ms(out) / result >= 7
     assert report.result.latency_interval_ms is not None
     low, high = report.result.latency_interval_ms
     assert low <= report.result.latency_ms <= high

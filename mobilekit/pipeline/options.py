@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import Field
 
 from mobilekit import registry
 from mobilekit.errors import MobilekitError, UnsupportedError
@@ -44,11 +43,11 @@ class Measured(Value):
 class Damages(Value):
     """What was measured: of options, of int8 at single operators, and of combinations."""
 
-    options: tuple[Measured, ...] = ()
-    int8: dict[str, float] = Field(default_factory=dict)
-    passes: int = 0
+    options: tuple[Measured, ...]
+    int8: dict[str, float]
+    passes: int
     """Forward passes of one sample that it took."""
-    most_passes: int = 0
+    most_passes: int
     """What it was allowed to take."""
 
 

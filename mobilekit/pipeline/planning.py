@@ -155,6 +155,9 @@ def _warnings(run: Run, found: Found, extrapolated: tuple[str, ...]) -> list[str
         warnings.append(f"prices are those of {job.entry.name}; the file written for it is {job.entry.format}")
     if not job.workload.trusted:
         warnings.append("no calibration_data(): judged on random input, int8 ranges are not to be trusted")
+    first = job.workload.calibration[0][:1]
+    if all(bool((inputs == first).all()) for inputs in job.workload.calibration):
+        warnings.append("all calibration inputs are alike: they tell nothing of damages or of ranges of int8")
     if job.workload.train_data is None and job.request.train and found.choice:
         warnings.append("no training data: the network is trained on the calibration inputs alone")
     return warnings

@@ -1,7 +1,7 @@
 """Finds the options that keep every limit at the least damage: a multiple choice under coupled prices.
 
 Lagrangian relaxation gives the start (minimise damage plus a multiplier times the figures, place by place; bisect the
-multiplier), a local search over single and paired moves improves it, and the exact price judges what comes out.
+multiplier), a local search improves it (`local`), and the exact price judges what comes out.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from mobilekit.errors import UnsupportedError
+from mobilekit.planner.local import LEAST_DAMAGE, improved
 from mobilekit.planner.offers import Choice, Found, Offer, Start, predicted
 from mobilekit.planner.terrain import Limit, State, Terrain
 from mobilekit.types import Network
 
-LEAST_DAMAGE = 1e-9
-"""Options that do no measurable damage are ranked by what they save."""
 SWEEPS = 12
 """Over all places for one multiplier; they settle after three or four."""
 MULTIPLIERS = 14
 TIGHTENINGS = 8
 """How often limits are moved inwards because the exact price was above the tables'."""
-PAIRS = 200
-"""Paired moves that are looked at closely in one step of the local search: those that gain most."""
 
 
 class Search:
@@ -99,7 +96,7 @@ class Search:
             state = _lowest(terrain, bound)
             if state is None:
                 break
-            choice = terrain.choice(_improved(terrain, state, bound))
+            choice = terrain.choice(improved(terrain, state, bound))
             figures = np.array(self._figures(start, choice)) * terrain.scales
             if (figures <= 1).all():
                 best = choice
@@ -208,46 +205,3 @@ def _bisected(terrain: Terrain, bound: np.ndarray, active: np.ndarray) -> tuple[
     if (over <= 1).all():
         return state, None
     return None, int(np.argmax(np.where(active > 0, 0, over))) if (over[active == 0] > 1).any() else None
-
-
-def _improved(terrain: Terrain, state: State, bound: np.ndarray) -> State:
-    """Local search: change one place, or two at once, while the damage falls and the bounds hold."""
-    state = dict(state)
-    while True:
-        better = _better(terrain, state, bound)
-        if better is None:
-            return state
-        state = better
-
-
-def _better(terrain: Terrain, state: State, bound: np.ndarray) -> State | None:
-    moves: list[tuple[int, int]] = []
-    places = terrain.places
-    changes, gains = [], []
-    for number, place in enumerate(places):
-        figures, now = terrain.at(place, state), state[place]
-        for taken in range(figures.shape[1]):
-            if taken != now and np.isfinite(figures[:, taken]).all():
-                moves.append((number, taken))
-                changes.append(figures[:, taken] - figures[:, now])
-                gains.append(terrain.damages[place][now] - terrain.damages[place][taken])
-    if not moves:
-        return None
-    room = bound - terrain.figures(state)
-    change, gain = np.array(changes), np.array(gains)
-    single = np.where((change <= room).all(axis=1), gain, -np.inf)
-    best = int(np.argmax(single))
-    if single[best] > LEAST_DAMAGE:
-        return {**state, places[moves[best][0]]: moves[best][1]}
-    pairs = gain[:, None] + gain[None, :]
-    places_of = np.array([number for number, _ in moves])
-    fits = ((change[:, None, :] + change[None, :, :]) <= room + 0.02).all(axis=2)
-    pairs[~fits | (places_of[:, None] >= places_of[None, :])] = -np.inf
-    order = np.argsort(-pairs, axis=None, kind="stable")[:PAIRS]
-    for one, other in zip(*np.unravel_index(order, pairs.shape), strict=True):
-        if pairs[one, other] <= LEAST_DAMAGE:
-            return None
-        tried = {**state, **{places[moves[m][0]]: moves[m][1] for m in (int(one), int(other))}}
-        if (terrain.figures(tried) <= bound).all():
-            return tried
-    return None
