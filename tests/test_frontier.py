@@ -10,7 +10,7 @@ import pytest
 import mobilekit as mk
 from mobilekit import pipeline
 from mobilekit.errors import BadInputError
-from mobilekit.pipeline import options
+from mobilekit.pipeline import dual, options
 from mobilekit.types import Plan
 
 
@@ -52,14 +52,9 @@ def test_a_front_of_plans(tiny: Path, quick: None, tmp_path: Path, monkeypatch: 
         text = (out / name).read_text(encoding="utf-8").replace("<wbr>", "")
         assert rows[0].plan in text
         assert "before any training" in text
-
-
-def test_one_of_a_front_can_be_applied(tiny: Path, quick: None, tmp_path: Path) -> None:
-    front = run(tiny, tmp_path / "front", mk.Budget(), pareto=3).frontier
-    plan = tmp_path / "front" / front[0].plan
-    report = pipeline.apply(plan, str(tiny), tmp_path / "applied", pipeline.Listener())
-    assert report.result.latency_ms == pytest.approx(front[0].measured_ms, rel=0.02)
-    assert len(report.plan) == front[0].options
+    applied = pipeline.apply(out / rows[0].plan, str(tiny), tmp_path / "applied", pipeline.Listener())
+    assert applied.result.latency_ms == pytest.approx(rows[0].measured_ms, rel=0.02)
+    assert len(applied.plan) == rows[0].options
 
 
 def test_a_dry_front_is_predicted(tiny: Path, quick: None, tmp_path: Path) -> None:
@@ -74,7 +69,24 @@ def test_a_number_that_makes_no_front(count: int) -> None:
         pipeline.Request("x.py", "host", mk.Budget(), pareto=count)
 
 
-def test_the_fastest_within_a_drop(tiny: Path, quick: None, tmp_path: Path) -> None:
+def test_a_drop_that_is_kept(tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual, "PLANS", 2)
+    report = run(tiny, tmp_path / "out", mk.Budget(max_drop=20.0))
+    (finding,) = report.findings
+    assert finding.found == pytest.approx(100 * (report.baseline.accuracy - report.result.accuracy))
+    assert report.verdict == "met"
+    assert finding.found <= 20
+    trials = sorted(path.name for path in (tmp_path / "out" / "trials").iterdir())
+    told = [warning for warning in report.warnings if warning.startswith("trial of plans/plan-")]
+    assert 1 <= len(trials) == len(told) <= 2
+    for name in trials:
+        own = json.loads((tmp_path / "out" / "trials" / name / "report.json").read_text())
+        assert own["findings"][0]["item"] == "max_drop"
+        assert any(f"plans/{name}.json" in line for line in told)
+
+
+@pytest.mark.slow
+def test_a_smaller_drop_is_slower(tiny: Path, quick: None, tmp_path: Path) -> None:
     careful = run(tiny, tmp_path / "careful", mk.Budget(max_drop=1.0))
     bold = run(tiny, tmp_path / "bold", mk.Budget(max_drop=60.0))
     for report, most in ((careful, 1.0), (bold, 60.0)):
@@ -82,13 +94,9 @@ def test_the_fastest_within_a_drop(tiny: Path, quick: None, tmp_path: Path) -> N
         (finding,) = report.findings
         assert finding.found == pytest.approx(drop)
         assert report.verdict == ("met" if drop <= most else "missed")
-        assert any("trial of plans/plan-" in warning for warning in report.warnings)
     assert careful.verdict == "met"
     assert bold.result.latency_ms <= careful.result.latency_ms < careful.baseline.latency_ms
-    trials = sorted((tmp_path / "careful" / "trials").iterdir())
-    assert 1 <= len(trials) <= 4
-    told = json.loads((trials[0] / "report.json").read_text())
-    assert told["findings"][0]["item"] == "max_drop"
+    assert 1 <= len(list((tmp_path / "careful" / "trials").iterdir())) <= 4
 
 
 # ---------------------------------------------------------------- data that is no good
@@ -98,7 +106,7 @@ def test_the_fastest_within_a_drop(tiny: Path, quick: None, tmp_path: Path) -> N
     ("change", "warning"),
     [
         ("return torch.zeros(64, 1, 16, 16).split(32)", "all calibration inputs are alike"),
-        ("return [stripes(2, 1)[0]]", "2 calibration inputs"),
+        pytest.param("return [stripes(2, 1)[0]]", "2 calibration inputs", marks=pytest.mark.slow),
     ],
 )
 def test_poor_calibration_is_survived(change: str, warning: str, tiny: Path, quick: None, tmp_path: Path) -> None:

@@ -204,6 +204,16 @@ def test_onnx_file_is_reproducible_and_has_no_paths_of_this_machine(folder: Path
     assert str(Path(__file__).parent).encode() not in contents[0]
 
 
+def test_onnx_files_do_not_depend_on_earlier_exports(folder: Path) -> None:
+    """The exporter's table of operators is kept between exports, and nothing else."""
+    written = []
+    for count, kind in enumerate((Residual, Depthwise, Residual)):
+        path = folder / f"{count}.onnx"
+        registry.runtime("onnx").export(job(trained(kind), "fp32", path))
+        written.append(path.read_bytes())
+    assert written[0] == written[2] != written[1]
+
+
 def test_map_output_is_nchw_for_the_caller(folder: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU()).eval()
     images = smooth(3, 5)

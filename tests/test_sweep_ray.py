@@ -12,6 +12,8 @@ from test_sweep import NET, ONCE, Done, cells, run, write_spec
 __all__ = ["run"]
 
 
+# JAX, which LiteRT's converter brings, warns of forks; what Ray forks here executes another program at once
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_cells_on_a_cluster(run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It loses its Ray worker the first time."""
     ray = pytest.importorskip("ray")

@@ -15,6 +15,7 @@ from mobilekit.interfaces import Session
 from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
 from mobilekit.runtimes._job import calibration_samples, private_copy, quiet, refuse_unknown, telling_sample
 from mobilekit.runtimes._onnx_graph import OPSET
+from mobilekit.runtimes._onnx_registry import keep_operators
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import operator_values
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
@@ -124,6 +125,7 @@ def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
     """The network as a float32 onnx.ModelProto without the exporter's notes (they hold paths of this machine)."""
     import torch
 
+    keep_operators()
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
