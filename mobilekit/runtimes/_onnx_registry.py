@@ -19,4 +19,4 @@ def keep_operators() -> None:
         return
     build = getattr(ONNXRegistry, "from_torchlib", None)
     if build is not None:
-        ONNXRegistry.from_torchlib = staticmethod(functools.cache(build))  # type: ignore[method-assign, assignment]
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(build))  # type: ignore[method-assign]
