@@ -57,6 +57,9 @@ def prune(module: nn.Module, network: Network, group: str, data: Calibration | N
 def plain(*layers: nn.Module, seed: int = 3) -> tuple[nn.Module, Network]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        for layer in layers:  # they were made before the seed
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
         module = settled(nn.Sequential(*layers))
     return module, trace(module, example())
 
