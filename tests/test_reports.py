@@ -594,6 +594,16 @@ def test_a_side_without_profile_is_not_called_zero() -> None:
     assert "→ none" not in re.findall(r'<svg class="bars measured".*?</svg>', text, re.DOTALL)[1]
 
 
+def test_operators_that_do_not_add_up_to_the_latency_are_remarked_on() -> None:
+    report = sample_report()
+    slowed = tuple(bar.model_copy(update={"ms": 4 * bar.ms}) for bar in report.operators_after)
+    remark = "only their shares can be compared"
+    assert remark not in markdown(sample_report(operators_before=(), operators_after=()))
+    text = markdown(sample_report(operators_before=(), operators_after=slowed))
+    assert text.count(remark) == 1
+    assert "The operators of the result add up to" in text
+
+
 @pytest.mark.parametrize("render", [html, markdown])
 def test_parity_is_told_in_words(render: Any) -> None:
     text = render(sample_report())

@@ -21,7 +21,7 @@ from mobilekit.pipeline.run import Run
 from mobilekit.types import Candidate, KindFactor, Network, Option, Plan, Precision
 
 MOST_ROUNDS = 3
-TOO_FAST = 0.8
+TOO_FAST = 0.88
 """A round this far inside the limit gave accuracy away: the plan is made again with the corrected prices."""
 HOPELESS = 1.5
 """Predicted latency over the least one from which a precision is not measured as the fastest: the prices of all

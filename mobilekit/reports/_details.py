@@ -34,17 +34,38 @@ MOST_BARS = 18
 SHOWN_OF_LONG = 14
 LONG = 6
 """Rows of a table that is not folded away."""
+APART = 1.3
+"""A sum of operators this far from the latency is remarked on."""
 
 
 def operators(report: Report) -> Section:
     """Where the milliseconds went, as measured and as predicted."""
     measured = (report.operators_before, report.operators_after)
     predicted = (report.predicted_before, report.predicted_after)
+    apart = _apart(report)
     groups: tuple[Group, ...] = (
-        ("by the runtime's profiler", "measured", _operator_blocks(*measured, "measured")),
+        ("by the runtime's profiler", "measured", (*apart, *_operator_blocks(*measured, "measured"))),
         ("by the device profile", "predicted", _operator_blocks(*predicted, "predicted")),
     )
     return Section("operators", "Where the milliseconds went", (Columns(groups),))
+
+
+def _apart(report: Report) -> tuple[Text, ...]:
+    """A line for each side whose operators do not add up to its latency: they were timed in another run."""
+    sides = (
+        ("original", report.operators_before, report.baseline.latency_ms),
+        ("result", report.operators_after, report.result.latency_ms),
+    )
+    lines = []
+    for name, bars, latency_ms in sides:
+        total = sum(bar.ms for bar in bars if math.isfinite(bar.ms))
+        if latency_ms and total and not 1 / APART < total / latency_ms < APART:
+            lines.append(
+                f"The operators of the {name} add up to {words.ms(total)}, {total / latency_ms:.2g} times its latency of "
+                f"{words.ms(latency_ms)}: the profiler runs the file apart and slows small operators down, so that "
+                "only their shares can be compared."
+            )
+    return tuple(Text(line, "quiet") for line in lines)
 
 
 def _operator_blocks(
