@@ -61,8 +61,8 @@ def _apart(report: Report) -> tuple[Text, ...]:
         total = sum(bar.ms for bar in bars if math.isfinite(bar.ms))
         if latency_ms and total and not 1 / APART < total / latency_ms < APART:
             lines.append(
-                f"The operators of the {name} add up to {words.ms(total)}, {total / latency_ms:.2g} times its latency of "
-                f"{words.ms(latency_ms)}: the profiler runs the file apart and slows small operators down, so that "
+                f"The operators of the {name} add up to {words.ms(total)}, {total / latency_ms:.2g} times its latency "
+                f"of {words.ms(latency_ms)}: the profiler runs the file apart and slows small operators down, so that "
                 "only their shares can be compared."
             )
     return tuple(Text(line, "quiet") for line in lines)
