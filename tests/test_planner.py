@@ -165,6 +165,24 @@ def test_at_most_one_option_at_a_place(network: Network, damages: list[float], s
     assert len({o.option.where for o in found.choice.values()}) == len(found.choice)
 
 
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.6])
+def test_options_that_do_not_go_together_are_not_taken_together(share: float) -> None:
+    """A block of groups fits only widths that the groups divide."""
+    network = fashion()
+    lever = registry.transform("group_convolution")
+    blocks = [Offer(o, lever, 0.05) for o in lever.options(network, ENTRY) if "groups" in o.settings]
+    layers = sorted({block.option.where for block in blocks})[:3]
+    blocks = [block for block in blocks if block.option.where in layers]
+    assert blocks
+    beside = {g for o in network.operators if o.module in layers for g in (*o.in_groups, *o.out_groups)}
+    odd = ENTRY.model_copy(update={"channel_multiple": 7})
+    known = [*(o for o in offers(network, [0.5, 1.0, 0.2], odd) if o.option.where in beside), *blocks]
+    search = searched(network, known, share * price(network))
+    found = search.run()
+    assert math.isfinite(found.latency_ms)
+    assert found.latency_ms == price(search.predict(found))
+
+
 @settings(max_examples=25, deadline=None)
 @given(NETWORKS, DAMAGES)
 def test_int8_alone_wherever_it_suffices(network: Network, damages: list[float]) -> None:

@@ -35,8 +35,12 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
     profile: Annotated[str, typer.Option("--profile", help="Name of a shipped profile, or a .json file.")],
     latency_ms: Annotated[str | None, typer.Option("--latency-ms", help="Budget in milliseconds.")] = None,
     speedup: Annotated[str | None, typer.Option("--speedup", help="Budget: times faster than the original.")] = None,
-    size_mb: Annotated[str | None, typer.Option("--size-mb", help="Largest file size; judged only.")] = None,
-    max_drop: Annotated[str | None, typer.Option("--max-drop", help="Largest loss in points; judged only.")] = None,
+    size_mb: Annotated[
+        str | None, typer.Option("--size-mb", help="Largest file size: searched for, and judged.")
+    ] = None,
+    max_drop: Annotated[
+        str | None, typer.Option("--max-drop", help="Largest loss in points: judged; alone, the fastest within it.")
+    ] = None,
     runtime: Annotated[str | None, typer.Option("--runtime", help="onnx, tflite or coreml.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Where to measure: host.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: predicted, nothing measured.")] = False,

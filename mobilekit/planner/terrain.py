@@ -117,7 +117,8 @@ class Terrain:
             rows = [[0.0, *(s.change(o, widths) for o in self.options[place])] for s in self.surfaces]
             return np.asarray(np.array(rows) * self.scales[:, None])
         found = np.stack([self._of_channels(surface, where, state) for surface in self.surfaces])
-        return np.asarray((found - found[:, :1]) * self.scales[:, None])
+        with np.errstate(invalid="ignore"):  # what cannot be is infinite, and less itself it is no number
+            return np.asarray((found - found[:, :1]) * self.scales[:, None])
 
     def _of_channels(self, surface: Surface, where: str, state: State) -> np.ndarray:
         total = surface.single[where].copy()
