@@ -23,7 +23,7 @@ from mobilekit.network.layer_calls import out_dim
 from mobilekit.types import Candidate, Network, Option
 
 MOST_SAMPLES, FEWEST_SAMPLES = 128, 16
-PASSES = 12_000
+PASSES = 24_000
 """Forward passes of one sample that measuring all options may take, whatever the network."""
 MAC_BUDGET = 75 * 10**10
 """Multiply-accumulates that they may take, about a minute of one core: it fixes the number of samples, and unlike a

@@ -390,14 +390,15 @@ def test_a_power_law_runs_through_what_was_measured() -> None:
         return 1 - int(str(offer.option.settings["width"])) / 64
 
     known = [replace(o, damage=strong(o) ** 3 if strong(o) in (0.25, 0.5) else None) for o in every]
-    found = {int(str(o.option.settings["width"])): o for o in completed(known, strong)}
+    found = {int(str(o.option.settings["width"])): o for o in completed(known, strong, 3.0)}
     assert len(found) == len(every)
     for width, offer in found.items():
         assert offer.damage == pytest.approx((1 - width / 64) ** 3)
         assert offer.interpolated == (width not in (48, 32))
     one = [replace(o, damage=0.1 if strong(o) == 0.5 else None) for o in every]
-    assert [o.damage for o in completed(one, strong) if strong(o) == 0.25] == pytest.approx([0.025])
-    assert completed([replace(o, damage=None) for o in every], strong) == []
+    assert [o.damage for o in completed(one, strong, 3.0) if strong(o) == 0.25] == pytest.approx([0.025])
+    unknown = completed([replace(o, damage=None) for o in every], strong, 3.0)
+    assert [(o.damage, o.cost) for o in unknown] == [(None, 3.0)] * len(every)
 
 
 @given(st.lists(st.tuples(*[st.floats(0.001, 1.0)] * 3), min_size=1, max_size=4), st.floats(0.5, 3.0))

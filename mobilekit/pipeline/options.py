@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,19 +17,29 @@ from mobilekit.planner.precision import starts
 from mobilekit.planner.surface import alone
 from mobilekit.planner.surrogate import Correction, Parts, completed, correction
 from mobilekit.planner.worth import worth
-from mobilekit.sensitivity import Reference, damages, int8_damages, passes_at_most, samples, simulated_int8
+from mobilekit.sensitivity import (
+    HOPELESS,
+    Reference,
+    damages,
+    int8_damages,
+    passes_at_most,
+    samples,
+    simulated_int8,
+)
 from mobilekit.types import Candidate, Network, Option, RejectedOption, Value
 
 SEARCHED = ("channel_pruning", "group_convolution", "low_rank", "int8")
 """The levers that the search combines; the others are applied by their names."""
 UNITS = {"channel_pruning": 4.0, "group_convolution": 3.0, "low_rank": 1.0}
 """Forward passes of the samples that fitting and judging one option takes, roughly."""
-SLOW = {"cp": 60.0, "tucker2": 2.0}
+SLOW = {"tucker2": 2.0}
 """The same for methods that are slow by themselves."""
-RUNS = 120
+TOO_SLOW = frozenset({"cp"})
+"""Methods whose fit takes as long as all others together: carried out where a plan names them."""
+RUNS = 240
 """Runs of the network that measuring is planned for: it fixes the samples of each."""
 MOST_METHODS = 3
-"""Methods that are measured at one layer: those that save most."""
+"""Methods of one lever that are searched at one layer: those that save most."""
 
 
 class Measured(Value):
@@ -74,15 +84,14 @@ def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, see
     begin = _starts(run, prices, base, known)
     every = [Offer(option, registry.transform(option.transform)) for option in _structural(run, prices.network)]
     found = worth(begin, every, prices.price)
-    offers, turned_down = list(found.offers), list(found.turned_down)
+    offers, turned_down = _searched(found.offers, found.saved_ms), list(found.turned_down)
     if known is not None:
         measured = {m.option.model_dump_json(): m for m in known.options}
         offers = [_with_damage(offer, measured) for offer in offers]
         refused = {m.option.model_dump_json(): m.refused for m in known.options if m.damage is None}
         turned_down += _cannot(offers, refused)
-        left = completed([o for o in offers if o.option.model_dump_json() not in refused], strength(prices.network))
-        turned_down += _unmeasured(offers, left, refused, known)
-        offers = left
+        left = [o for o in offers if o.key not in refused]
+        offers = completed(left, strength(prices.network), HOPELESS)
     result = Offered(begin, tuple(offers), tuple(turned_down), known, seen)
     if not seen:
         return result
@@ -91,30 +100,39 @@ def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, see
     return replace(result, starts=begin, offers=tuple(factors.of(offer) for offer in offers))
 
 
+Method = tuple[str, str, str]
+"""A lever, a place, and a method of the lever there."""
+
+
+def _by_method(offers: Iterable[Offer]) -> dict[Method, list[Offer]]:
+    rows: dict[Method, list[Offer]] = {}
+    for offer in offers:
+        method = str(offer.option.settings.get("method", ""))
+        rows.setdefault((offer.option.transform, offer.option.where, method), []).append(offer)
+    return rows
+
+
+def _rank(key: Method, saved: Mapping[Method, float]) -> int:
+    """How many other methods of the lever save more at the place."""
+    return sum(saved[other] > saved[key] for other in saved if other[:2] == key[:2])
+
+
+def _searched(offers: Iterable[Offer], saved_ms: Mapping[str, float]) -> list[Offer]:
+    """The offers of those methods that are worth the time of measuring and searching them."""
+    rows = {key: found for key, found in _by_method(offers).items() if key[2] not in TOO_SLOW}
+    saved = {key: max(saved_ms[offer.key] for offer in found) for key, found in rows.items()}
+    return [offer for key, found in rows.items() if _rank(key, saved) < MOST_METHODS for offer in found]
+
+
 def _with_damage(offer: Offer, measured: dict[str, Measured]) -> Offer:
-    known = measured.get(offer.option.model_dump_json())
+    known = measured.get(offer.key)
     return offer if known is None else replace(offer, damage=known.damage)
 
 
 def _cannot(offers: Sequence[Offer], refused: dict[str, str]) -> list[RejectedOption]:
     """A row for every lever and place at which an option turned out not to be applicable."""
-    rows = {
-        (o.option.transform, o.option.where): refused[o.option.model_dump_json()]
-        for o in offers
-        if o.option.model_dump_json() in refused
-    }
+    rows = {(o.option.transform, o.option.where): refused[o.key] for o in offers if o.key in refused}
     return [RejectedOption(transform=t, where=w, reason=reason) for (t, w), reason in rows.items()]
-
-
-def _unmeasured(
-    offers: Sequence[Offer], left: Sequence[Offer], refused: dict[str, str], known: Damages
-) -> list[RejectedOption]:
-    """A row for every lever and place of which nothing was measured."""
-    there = {(o.option.transform, o.option.where) for o in left}
-    there |= {(o.option.transform, o.option.where) for o in offers if o.option.model_dump_json() in refused}
-    missing = dict.fromkeys((o.option.transform, o.option.where) for o in offers)
-    reason = f"its damage was not measured: the others took the {known.most_passes} forward passes that are allowed"
-    return [RejectedOption(transform=t, where=w, reason=reason) for t, w in missing if (t, w) not in there]
 
 
 def _starts(run: Run, prices: Prices, base: Baseline, known: Damages | None) -> tuple[Start, ...]:
@@ -202,24 +220,20 @@ def _units(offer: Offer) -> float:
 def _picked(offers: Sequence[Offer], strong: functools.partial[float], prices: Prices, units: float) -> list[Offer]:
     """The options to measure: one strength at every place, then further ones, until the passes are used up.
 
-    What is left out gets its damage from those of the same method at the same place.
+    Widths come before layers, and the method that saves most at a layer before others there. What is left out gets
+    its damage from those of the same method at the same place, if there are any.
     """
-    rows: dict[tuple[str, str, str], list[Offer]] = {}
-    for offer in offers:
-        method = str(offer.option.settings.get("method", ""))
-        rows.setdefault((offer.option.transform, offer.option.where, method), []).append(offer)
-    queue: list[tuple[int, float, list[Offer]]] = []
+    rows = _by_method(offers)
     saved = {key: max(_saved(prices, offer) for offer in found) for key, found in rows.items()}
+    queue: list[tuple[int, float, Offer]] = []
     for key, found in rows.items():
-        beside = sorted((saved[k] for k in rows if k[:2] == key[:2]), reverse=True)
-        if saved[key] < beside[min(len(beside), MOST_METHODS) - 1]:
-            continue
         found.sort(key=strong)
         middle, last = len(found) // 2, len(found) - 1
-        for turn, index in enumerate(dict.fromkeys((middle, last, 0))):
-            queue.append((turn, -saved[key], [found[index]]))
+        layer = found[0].transform.at == "layer"
+        for turn, index in enumerate(dict.fromkeys((middle, last, 0, (middle + last) // 2))):
+            queue.append((2 * (turn + _rank(key, saved)) + layer, -saved[key], found[index]))
     picked: list[Offer] = []
-    for _, _, (offer,) in sorted(queue, key=lambda row: row[:2]):
+    for _, _, offer in sorted(queue, key=lambda row: row[:2]):
         cost = _units(offer)
         if cost <= units:
             units -= cost

@@ -104,7 +104,7 @@ def _checked(
 
 def same_choice(one: Found, other: Found) -> bool:
     """Whether two answers of searches are the same plan."""
-    options = [{o.option.model_dump_json() for o in found.choice.values()} for found in (one, other)]
+    options = [{o.key for o in found.choice.values()} for found in (one, other)]
     return options[0] == options[1] and one.start.network.precisions == other.start.network.precisions
 
 

@@ -14,7 +14,7 @@ LEAST_DAMAGE = 1e-9
 """Options that do no measurable damage are ranked by what they save."""
 PAIRS = 200
 """Paired moves that are looked at closely in one step: those that gain most."""
-KICKS = 400
+KICKS = 150
 """Moves that are forced in one search, each paid for and followed by moves that gain."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from mobilekit.interfaces import Transform
 from mobilekit.types import Network, Option
@@ -22,6 +23,13 @@ class Offer:
     """The damage comes from those of other strengths at the same place."""
     factor: float = 1.0
     """What combinations taught about damages of this kind."""
+    assumed: float = 0.0
+    """What the search counts where no damage was measured."""
+
+    @cached_property
+    def key(self) -> str:
+        """The option as JSON: equal for equal options."""
+        return self.option.model_dump_json()
 
     @property
     def place(self) -> Place:
@@ -31,7 +39,7 @@ class Offer:
     @property
     def cost(self) -> float:
         """The damage as the search counts it."""
-        return (self.damage or 0.0) * self.factor
+        return (self.assumed if self.damage is None else self.damage) * self.factor
 
 
 @dataclass(frozen=True)

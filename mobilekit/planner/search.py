@@ -14,6 +14,7 @@ import numpy as np
 from mobilekit.errors import UnsupportedError
 from mobilekit.planner.local import LEAST_DAMAGE, improved
 from mobilekit.planner.offers import Choice, Found, Offer, Start, predicted
+from mobilekit.planner.surface import Changes
 from mobilekit.planner.terrain import Limit, State, Terrain
 from mobilekit.types import Network
 
@@ -36,6 +37,7 @@ class Search:
         self.network = self.starts[0].network
         self._known: dict[tuple[int, str], tuple[float, ...]] = {}
         self._terrains: dict[int, Terrain] = {}
+        self._changes: list[Changes] = [{} for _ in self.limits]
 
     # ------------------------------------------------------------ exact figures
 
@@ -44,7 +46,7 @@ class Search:
         return self._figures(start, choice)[0]
 
     def _figures(self, start: Start, choice: Choice) -> tuple[float, ...]:
-        key = id(start), "".join(sorted(offer.option.model_dump_json() for offer in choice.values()))
+        key = id(start), "".join(sorted(offer.key for offer in choice.values()))
         if key not in self._known:
             try:
                 network = predicted(start, choice)
@@ -145,7 +147,7 @@ class Search:
 
     def _terrain(self, start: Start) -> Terrain:
         if id(start) not in self._terrains:
-            self._terrains[id(start)] = Terrain(start, self.offers, self.limits)
+            self._terrains[id(start)] = Terrain(start, self.offers, self.limits, self._changes)
         return self._terrains[id(start)]
 
 

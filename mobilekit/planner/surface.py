@@ -19,9 +19,11 @@ import numpy as np
 
 from mobilekit.errors import UnsupportedError
 from mobilekit.planner.offers import Offer
-from mobilekit.types import INPUT_GROUP, Network, Operator
+from mobilekit.types import INPUT_GROUP, Network, Operator, Precision
 
 Widths = tuple[int, ...]
+Changes = dict[tuple[str, Precision, Widths], float]
+"""What a lever does to a figure, by the option, the layer's precision and the widths around it."""
 
 
 class Figure(Protocol):
@@ -56,19 +58,23 @@ class OneByOne:
 class Surface:
     """One figure over the widths of the groups in `offered`, and over what levers do to layers.
 
-    `offered` gives each group's widths, the present one first.
+    `offered` gives each group's widths, the present one first. `changes` is what surfaces of the same figure have
+    found out about layers, whose prices hang on nothing else of the network.
     """
 
-    def __init__(self, network: Network, offered: Mapping[str, Sequence[int]], figure: Figure) -> None:
+    def __init__(
+        self, network: Network, offered: Mapping[str, Sequence[int]], figure: Figure, changes: Changes | None = None
+    ) -> None:
         self.network, self.figure = network, figure
+        self._changes = {} if changes is None else changes
         self.offered = {group: tuple(widths) for group, widths in offered.items()}
         self.layers = {o.module: o for o in network.operators if o.module}
+        self.around = {module: self.touched(operator) for module, operator in self.layers.items()}
         self.neighbours: dict[str, list[str]] = {group: [] for group in self.offered}
         for one, other in self._pairs():
             self.neighbours[one].append(other)
             self.neighbours[other].append(one)
         self._fill()
-        self._changes: dict[tuple[str, Widths], float] = {}
         self._alone: dict[tuple[str, Widths], tuple[Network, float]] = {}
 
     def _pairs(self) -> list[tuple[str, str]]:
@@ -120,11 +126,15 @@ class Surface:
         """What the lever at a layer adds to the figure (negative: saves) at these widths; infinite where it does not
         fit them."""
         operator = self.layers[offer.option.where]
-        at = tuple(widths.get(g, self.network.groups[g].width) for g in self.touched(operator))
-        key = offer.option.model_dump_json(), at
+        at = self.widths_at(offer.option.where, widths)
+        key = offer.key, self.network.precision(operator), at
         if key not in self._changes:
             self._changes[key] = self._changed(offer, operator, at)
         return self._changes[key]
+
+    def widths_at(self, where: str, widths: Mapping[str, int]) -> Widths:
+        """The widths of the groups that a layer reads or writes."""
+        return tuple(widths.get(g, self.network.groups[g].width) for g in self.around[where])
 
     def _changed(self, offer: Offer, operator: Operator, at: Widths) -> float:
         key = operator.name, at

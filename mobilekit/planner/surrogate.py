@@ -22,8 +22,9 @@ TRUST = 0.3
 Strength = Callable[[Offer], float]
 
 
-def completed(offers: Sequence[Offer], strength: Strength) -> list[Offer]:
-    """Every offer with a damage where a like one at its place was measured; the others are left out.
+def completed(offers: Sequence[Offer], strength: Strength, assumed: float) -> list[Offer]:
+    """Every offer with a damage where a like one at its place was measured; for the others the search counts
+    `assumed`, so that it takes them where nothing else is fast enough.
 
     A power law of the strength (above 0, at most 1) runs through the measured ones: between two of them it is exact
     at both, beyond them it goes on as between the nearest two.
@@ -35,10 +36,10 @@ def completed(offers: Sequence[Offer], strength: Strength) -> list[Offer]:
     found: list[Offer] = []
     for alike in rows.values():
         known = sorted((strength(o), o.damage) for o in alike if o.damage is not None)
-        if not known:
-            continue
         for offer in alike:
-            if offer.damage is not None:
+            if not known:
+                found.append(replace(offer, assumed=assumed))
+            elif offer.damage is not None:
                 found.append(offer)
             else:
                 found.append(replace(offer, damage=_between(known, strength(offer)), interpolated=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mobilekit.planner.offers import Choice, Offer, Place, Start
-from mobilekit.planner.surface import Figure, Surface
+from mobilekit.planner.surface import Changes, Figure, Surface
 
 State = dict[Place, int]
 """Option taken at each place; 0: none."""
@@ -29,10 +29,12 @@ class Terrain:
     Figures are in units of their limits: within the limits is at most 1.
     """
 
-    def __init__(self, start: Start, offers: Sequence[Offer], limits: Sequence[Limit]) -> None:
+    def __init__(
+        self, start: Start, offers: Sequence[Offer], limits: Sequence[Limit], changes: Sequence[Changes] | None = None
+    ) -> None:
         self.start, self.limits = start, list(limits)
         self.options: dict[Place, list[Offer]] = {}
-        for offer in sorted(offers, key=lambda o: (o.place, o.cost, o.option.model_dump_json())):
+        for offer in sorted(offers, key=lambda o: (o.place, o.cost, o.key)):
             self.options.setdefault(offer.place, []).append(offer)
         self.damages = {p: np.array([0.0, *(o.cost for o in found)]) for p, found in self.options.items()}
         groups = start.network.groups
@@ -41,9 +43,13 @@ class Terrain:
             for (at, where), found in self.options.items()
             if at == "channels"
         }
-        self.surfaces = [Surface(start.network, offered, limit.figure) for limit in self.limits]
+        known = changes or [{} for _ in self.limits]
+        self.surfaces = [
+            Surface(start.network, offered, limit.figure, each) for limit, each in zip(self.limits, known, strict=True)
+        ]
         self.scales = np.array([_scale(s.base, limit.most) for s, limit in zip(self.surfaces, limits, strict=True)])
         self.beside = self._beside()
+        self._at_layers: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def _beside(self) -> dict[Place, list[Place]]:
         """Places whose figures hang on each other."""
@@ -54,7 +60,7 @@ class Terrain:
             if at == "channels":
                 found[place] |= {("channels", other) for other in first.neighbours[where]}
                 continue
-            for group in Surface.touched(first.layers[where]):
+            for group in first.around[where]:
                 if ("channels", group) in found:
                     found[place].add(("channels", group))
                     found["channels", group].add(place)
@@ -113,12 +119,17 @@ class Terrain:
         """
         name, where = place
         if name == "layer":
-            widths = self._widths(state)
-            rows = [[0.0, *(s.change(o, widths) for o in self.options[place])] for s in self.surfaces]
-            return np.asarray(np.array(rows) * self.scales[:, None])
+            return self._at_layer(where, self._widths(state))
         found = np.stack([self._of_channels(surface, where, state) for surface in self.surfaces])
         with np.errstate(invalid="ignore"):  # what cannot be is infinite, and less itself it is no number
             return np.asarray((found - found[:, :1]) * self.scales[:, None])
+
+    def _at_layer(self, where: str, widths: dict[str, int]) -> np.ndarray:
+        key = where, self.surfaces[0].widths_at(where, widths)
+        if key not in self._at_layers:
+            rows = [[0.0, *(s.change(o, widths) for o in self.options["layer", where])] for s in self.surfaces]
+            self._at_layers[key] = np.asarray(np.array(rows) * self.scales[:, None])
+        return self._at_layers[key]
 
     def _of_channels(self, surface: Surface, where: str, state: State) -> np.ndarray:
         total = surface.single[where].copy()

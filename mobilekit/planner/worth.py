@@ -37,7 +37,7 @@ def worth(starts: Sequence[Start], offers: Sequence[Offer], price: Pricing) -> W
         gain, why = max(_gain(start.network, offer, prices) for start in both)
         if gain > 0:
             kept.append(offer)
-            saved[offer.option.model_dump_json()] = gain
+            saved[offer.key] = gain
         else:
             key = offer.option.transform, offer.option.where
             best[key] = max(best.get(key, (-float("inf"), "")), (gain, why))

@@ -16,8 +16,11 @@ from mobilekit.types import Calibration, Candidate, Network, Option, RuntimeEntr
 if TYPE_CHECKING:
     import torch
 
-STRENGTHS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
+STRENGTHS = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 """Fractions of the channels that stay."""
+NARROWEST = 4
+"""Below the runtime's multiple its halves and quarters are offered too, down to this: they are slower for a channel
+than whole multiples, and still faster than more channels."""
 MOST_SELECTED = 160
 """Channels of a group up to which they are selected by reconstruction: its time grows with their cube."""
 
@@ -36,7 +39,8 @@ class ChannelPruning:
     at: Literal["channels", "layer", "network"] = "channels"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
-        """Each prunable group at each strength, rounded to the channel multiple that the runtime likes."""
+        """Each prunable group at each strength, rounded to the channel multiple that the runtime likes,
+        and below that to its halves and quarters."""
         return [
             Option(transform=self.name, where=name, settings={"width": width, "criterion": "l1"})
             for name, group in network.groups.items()
@@ -127,6 +131,7 @@ def sparsity_penalty(module: torch.nn.Module, network: Network, strength: float)
 
 def _widths(width: int, multiple: int) -> list[int]:
     rounded = {max(multiple, round(width * strength / multiple) * multiple) for strength in STRENGTHS}
+    rounded |= {w for w in (multiple // 2, multiple // 4) if w >= max(NARROWEST, width * min(STRENGTHS))}
     return sorted((w for w in rounded if w < width), reverse=True)
 
 
