@@ -20,6 +20,8 @@ import pytest
 import mobilekit as mk
 from conftest import TINY, quick_command, quicken
 from mobilekit import pipeline
+from mobilekit.pipeline import options
+from mobilekit.planner.offers import Found
 from mobilekit.types import BenchResult, Failure
 
 PRUNING = mk.Budget(speedup=4)
@@ -194,6 +196,24 @@ def test_int8_alone_where_it_suffices(tiny: Path, quick: None, tmp_path: Path) -
     assert len(report.rounds) == 1
     assert report.result.macs == report.baseline.macs
     assert all("not needed" in row.reason for row in report.rejected if "keeping" in row.reason)
+
+
+@pytest.mark.parametrize("better", ["float", "int8"])
+def test_the_rival_that_does_least_as_a_whole_is_taken(
+    better: str, tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damages of single options mislead where they do not add up: combinations of either kind are measured."""
+    kinds = []
+
+    def measured(_run: object, _prices: object, _name: str, found: Found) -> options.Combined:
+        kinds.append("int8" if "int8" in found.start.network.precisions.values() else "float")
+        return options.Combined(damage=0.01 if kinds[-1] == better else 2.0, agreement=None)
+
+    monkeypatch.setattr(options, "combination", measured)
+    report = run(tiny, tmp_path / "out", mk.Budget(speedup=3), dry=True)
+    assert set(kinds) == {"float", "int8"}
+    assert ("int8" in [row.transform for row in report.plan]) == (better == "int8")
+    assert report.rejected
 
 
 def test_a_dry_run_stops_at_the_plan(tiny: Path, quick: None, tmp_path: Path) -> None:

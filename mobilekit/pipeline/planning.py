@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from mobilekit import registry
 from mobilekit.cost.memory import peak_memory_bytes, size_bytes
@@ -19,7 +20,7 @@ from mobilekit.types import Plan
 
 MARGIN = 0.92
 """The search stays this far inside the limit: paired ratios on a shared machine repeat within 6 to 7 %."""
-COMBINATIONS = 3
+COMBINATIONS = 5
 """Combinations that are measured for one plan; each corrects the damages for the next search."""
 MEGABYTE = 1_000_000
 SIZE_MARGIN = 0.97
@@ -82,24 +83,53 @@ def make_plan(run: Run, prices: Prices, known: Offered, base: Baseline) -> tuple
 def _checked(
     run: Run, prices: Prices, base: Baseline, begun: tuple[Search, Found, Offered]
 ) -> tuple[Search, Found, Offered]:
-    """Measure combinations, correct the damages, search again; the combination that was measured to do least."""
+    """Measure combinations, correct the damages, search again; the combination that was measured to do least.
+
+    The answer and its rivals come first: damages of widths, layers and precisions add up differently, and combinations
+    of one kind alone do not tell which of them is off.
+    """
     searched, found, known = begun
     results: list[tuple[float, Search, Found]] = []
-    for _ in range(COMBINATIONS):
+
+    def measured(search: Search, found: Found) -> bool:
+        nonlocal known
         taught = corrected_by(run, prices, base, known, found)
-        if taught is None:
-            break
-        results.append((taught.seen[-1].measured, searched, found))
-        known = taught
+        if taught is not None:
+            results.append((taught.seen[-1].measured, search, found))
+            known = taught
+        return taught is not None
+
+    for rival in (begun[:2], *_rivals(run, prices, base, begun)):
+        if not any(same_choice(rival[1], other) for _, _, other in results):
+            measured(*rival)
+    while results and len(results) < COMBINATIONS:
         searched = search(run, prices, known, target(run, prices, base))
-        again = searched.run()
-        if not again.reachable or any(same_choice(again, other) for _, _, other in results):
+        found = searched.run()
+        if not found.reachable or any(same_choice(found, other) for _, _, other in results):
             break
-        found = again
+        if not measured(searched, found):
+            break
     if not results:
         return begun
     _, searched, found = min(results, key=lambda row: row[0])
     return searched, found, known
+
+
+def _rivals(
+    run: Run, prices: Prices, base: Baseline, begun: tuple[Search, Found, Offered]
+) -> list[tuple[Search, Found]]:
+    """The best answers of other kinds: float where the first has int8 or the other way round, and widths alone where
+    it replaces layers."""
+    searched, first, known = begun
+    quantised = first.start is not searched.starts[0]
+    others = [f for f in searched.reached() if (f.start is not searched.starts[0]) != quantised]
+    rivals = [(searched, min(others, key=lambda f: f.damage))] if others else []
+    if any(place[0] == "layer" for place in first.choice):
+        widths = replace(known, offers=tuple(o for o in known.offers if o.place[0] == "channels"))
+        found = search(run, prices, widths, target(run, prices, base)).run()
+        if found.reachable:
+            rivals.append((searched, found))  # which knows what was left out, and why
+    return rivals
 
 
 def same_choice(one: Found, other: Found) -> bool:

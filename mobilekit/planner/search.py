@@ -38,6 +38,7 @@ class Search:
         self._known: dict[tuple[int, str], tuple[float, ...]] = {}
         self._terrains: dict[int, Terrain] = {}
         self._changes: list[Changes] = [{} for _ in self.limits]
+        self._reached: list[Found] | None = None
 
     # ------------------------------------------------------------ exact figures
 
@@ -75,11 +76,17 @@ class Search:
         alone = self.without_structure()
         if alone is not None:
             return alone
-        found = [self.best_of(start) for start in self.starts]
-        reached = [one for one in found if one is not None]
+        reached = self.reached()
         if reached:
             return min(reached, key=lambda one: (one.damage, one.latency_ms))
         return self.fastest()
+
+    def reached(self) -> list[Found]:
+        """The best choice from every start that has one within the limits."""
+        if self._reached is None:
+            found = [self.best_of(start) for start in self.starts]
+            self._reached = [one for one in found if one is not None]
+        return self._reached
 
     def without_structure(self) -> Found | None:
         """The network as it is, or precision alone, where that is within the limits."""
