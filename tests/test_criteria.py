@@ -356,8 +356,11 @@ def test_few_of_many_positions_are_sampled_alike_in_a_pruned_network() -> None:
 
 
 def two_convs(bias: bool) -> tuple[nn.Module, Network, np.ndarray, np.ndarray]:
-    """A network, and its reader's unfolded inputs (rows, channels, taps) and weights (outputs, channels, taps)."""
-    module, network = plain(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=bias), nn.Conv2d(4, 2, 1))
+    """A network, and its reader's unfolded inputs (rows, channels, taps) and weights (outputs, channels, taps).
+
+    On this one the smallest ridge serves held-back rows best, so that repairs can be compared with plain least squares.
+    """
+    module, network = plain(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=bias), nn.Conv2d(4, 2, 1), seed=13)
     with torch.inference_mode():
         columns = F.unfold(module[:2](torch.cat(calibration().inputs)).double(), 3)
     x = columns.movedim(1, 2).reshape(-1, 5, 9).numpy()
@@ -508,13 +511,7 @@ def test_repair_is_the_least_squares_solution(bias: bool) -> None:
     found = slim.get_parameter("2.weight").detach().double().numpy().reshape(4, -1).T
     if bias:
         found = np.vstack([found, slim.get_parameter("2.bias").detach().double().numpy()])
-    # by what they give: the ridge, chosen on rows that are held back, moves coefficients along inputs that hardly vary
-    cut = w[:, stays].reshape(4, -1).T
-    if bias:
-        cut = np.vstack([cut, module.get_parameter("2.bias").detach().double().numpy()])
-    least, ours, without = (np.sum((y - a @ weights) ** 2) for weights in (want, found, cut))
-    assert least <= ours
-    assert ours - least <= 0.02 * (without - least)
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("name", ["l1", "bn_scale", "reconstruction"])

@@ -12,7 +12,7 @@ from mobilekit import registry
 from mobilekit.errors import MobilekitError, UnsupportedError
 from mobilekit.pipeline.original import Baseline, Prices, whole_int8
 from mobilekit.pipeline.run import Run
-from mobilekit.planner.offers import Found, Offer, Start, in_order, predicted
+from mobilekit.planner.offers import Found, Method, Offer, Start, by_method, in_order, predicted
 from mobilekit.planner.precision import starts
 from mobilekit.planner.surface import alone
 from mobilekit.planner.surrogate import Correction, Parts, completed, correction
@@ -100,18 +100,6 @@ def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, see
     return replace(result, starts=begin, offers=tuple(factors.of(offer) for offer in offers))
 
 
-Method = tuple[str, str, str]
-"""A lever, a place, and a method of the lever there."""
-
-
-def _by_method(offers: Iterable[Offer]) -> dict[Method, list[Offer]]:
-    rows: dict[Method, list[Offer]] = {}
-    for offer in offers:
-        method = str(offer.option.settings.get("method", ""))
-        rows.setdefault((offer.option.transform, offer.option.where, method), []).append(offer)
-    return rows
-
-
 def _rank(key: Method, saved: Mapping[Method, float]) -> int:
     """How many other methods of the lever save more at the place."""
     return sum(saved[other] > saved[key] for other in saved if other[:2] == key[:2])
@@ -119,7 +107,7 @@ def _rank(key: Method, saved: Mapping[Method, float]) -> int:
 
 def _searched(offers: Iterable[Offer], saved_ms: Mapping[str, float]) -> list[Offer]:
     """The offers of those methods that are worth the time of measuring and searching them."""
-    rows = {key: found for key, found in _by_method(offers).items() if key[2] not in TOO_SLOW}
+    rows = {key: found for key, found in by_method(offers).items() if key[2] not in TOO_SLOW}
     saved = {key: max(saved_ms[offer.key] for offer in found) for key, found in rows.items()}
     return [offer for key, found in rows.items() if _rank(key, saved) < MOST_METHODS for offer in found]
 
@@ -223,7 +211,7 @@ def _picked(offers: Sequence[Offer], strong: functools.partial[float], prices: P
     Widths come before layers, and the method that saves most at a layer before others there. What is left out gets
     its damage from those of the same method at the same place, if there are any.
     """
-    rows = _by_method(offers)
+    rows = by_method(offers)
     saved = {key: max(_saved(prices, offer) for offer in found) for key, found in rows.items()}
     queue: list[tuple[int, float, Offer]] = []
     for key, found in rows.items():

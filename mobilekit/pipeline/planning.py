@@ -93,6 +93,8 @@ def _checked(
 
     def measured(search: Search, found: Found) -> bool:
         nonlocal known
+        if any(same_choice(found, other) for _, _, other in results):
+            return False
         taught = corrected_by(run, prices, base, known, found)
         if taught is not None:
             results.append((taught.seen[-1].measured, search, found))
@@ -100,14 +102,11 @@ def _checked(
         return taught is not None
 
     for rival in (begun[:2], *_rivals(run, prices, base, begun)):
-        if not any(same_choice(rival[1], other) for _, _, other in results):
-            measured(*rival)
+        measured(*rival)
     while results and len(results) < COMBINATIONS:
         searched = search(run, prices, known, target(run, prices, base))
         found = searched.run()
-        if not found.reachable or any(same_choice(found, other) for _, _, other in results):
-            break
-        if not measured(searched, found):
+        if not (found.reachable and measured(searched, found)):
             break
     if not results:
         return begun
@@ -134,8 +133,8 @@ def _rivals(
 
 def same_choice(one: Found, other: Found) -> bool:
     """Whether two answers of searches are the same plan."""
-    options = [{o.key for o in found.choice.values()} for found in (one, other)]
-    return options[0] == options[1] and one.start.network.precisions == other.start.network.precisions
+    taken = [{o.key for o in found.choice.values()} for found in (one, other)]
+    return taken[0] == taken[1] and one.start.network.precisions == other.start.network.precisions
 
 
 def reachable(plan: Plan) -> bool:

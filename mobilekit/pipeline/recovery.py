@@ -135,8 +135,8 @@ def _distilled(teaching: Teaching, lesson: Lesson, judged: int) -> tuple[Candida
 
 def _result(teaching: Teaching, trained: Trained, judged: int) -> TrainingResult:
     warnings = [*teaching.lessons.all_warnings(judged=True), *trained.warnings]
-    if not_started():
-        warnings.append(not_started())
+    if reason := not_started():
+        warnings.append(reason)
     if trained.steps < FEW_STEPS:
         warnings.append(f"the training had time for {trained.steps} steps only: give more --train-minutes")
     if trained.kept_step == 0:

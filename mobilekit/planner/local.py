@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -21,19 +22,16 @@ KICKS = 150
 def improved(terrain: Terrain, state: State, bound: np.ndarray) -> State:
     """The state after moves that lower the damage and keep the bounds, until none is left or `KICKS` were tried."""
     state = _settled(terrain, state, bound)
-    tried = 0
-    kicked = True
-    while kicked and tried < KICKS:
-        kicked = False
-        for place, taken in _forced(terrain, state):
-            if tried >= KICKS:
-                break
-            tried += 1
+    left = KICKS
+    while True:
+        for place, taken in islice(_forced(terrain, state), left):
+            left -= 1
             found = _paid(terrain, state, place, taken, bound)
             if found is not None and terrain.damage(found) < terrain.damage(state) - LEAST_DAMAGE:
-                state, kicked = _settled(terrain, found, bound), True
+                state = _settled(terrain, found, bound)
                 break
-    return state
+        else:
+            return state
 
 
 def _settled(terrain: Terrain, state: State, bound: np.ndarray, fixed: Place | None = None) -> State:
@@ -79,10 +77,11 @@ def _better(terrain: Terrain, state: State, bound: np.ndarray, fixed: Place | No
     found = _moves(terrain, state, fixed)
     if not found.places:
         return None
-    single = _single(terrain, state, bound, found)
-    if single is not None:
-        return single
     places, room = terrain.places, bound - terrain.figures(state)
+    single = np.where((found.change <= room).all(axis=1), found.gain, -np.inf)
+    best = int(np.argmax(single))
+    if single[best] > LEAST_DAMAGE:
+        return {**state, places[found.places[best]]: found.taken[best]}
     pairs = found.gain[:, None] + found.gain[None, :]
     of = np.array(found.places)
     # a little beyond the bounds, for two moves beside each other save more, or less, than each alone
@@ -96,14 +95,6 @@ def _better(terrain: Terrain, state: State, bound: np.ndarray, fixed: Place | No
         if (terrain.figures(tried) <= bound).all():
             return tried
     return None
-
-
-def _single(terrain: Terrain, state: State, bound: np.ndarray, found: _Moves) -> State | None:
-    """The single move that gains most within the bounds."""
-    room = bound - terrain.figures(state)
-    gain = np.where((found.change <= room).all(axis=1), found.gain, -np.inf)
-    best = int(np.argmax(gain))
-    return {**state, terrain.places[found.places[best]]: found.taken[best]} if gain[best] > LEAST_DAMAGE else None
 
 
 # ---------------------------------------------------------------- forced moves
@@ -127,14 +118,15 @@ def _paid(terrain: Terrain, state: State, place: Place, taken: int, bound: np.nd
     state = {**state, place: taken}
     most = terrain.damage(state)
     for _ in range(2 * len(terrain.places)):
-        over = terrain.figures(state) / bound
+        figures = terrain.figures(state)
+        over = figures / bound
         if not np.isfinite(over).all():
             return None
         if (over <= 1).all():
             break
         found = _moves(terrain, state, place)
         worst = int(np.argmax(over))
-        saved = np.minimum(-found.change[:, worst], terrain.figures(state)[worst] - bound[worst])
+        saved = np.minimum(-found.change[:, worst], figures[worst] - bound[worst])
         ratios = [max(-g, 0.0) / s if s > 0 else np.inf for g, s in zip(found.gain, saved, strict=True)]
         if not ratios or not np.isfinite(min(ratios)):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -66,6 +67,8 @@ class Start:
 
 
 Choice = dict[Place, Offer]
+Method = tuple[str, str, str]
+"""A lever, a place, and a method of the lever there."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,15 @@ class Found:
     def damage(self) -> float:
         """Summed damage of the choice and its precisions."""
         return damage(self.choice) + self.start.cost
+
+
+def by_method(offers: Iterable[Offer]) -> dict[Method, list[Offer]]:
+    """The strengths of every method at every place, in the order of the offers."""
+    rows: dict[Method, list[Offer]] = {}
+    for offer in offers:
+        method = str(offer.option.settings.get("method", ""))
+        rows.setdefault((offer.option.transform, offer.option.where, method), []).append(offer)
+    return rows
 
 
 def in_order(choice: Choice) -> list[Offer]:

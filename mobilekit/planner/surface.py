@@ -63,10 +63,10 @@ class Surface:
     """
 
     def __init__(
-        self, network: Network, offered: Mapping[str, Sequence[int]], figure: Figure, changes: Changes | None = None
+        self, network: Network, offered: Mapping[str, Sequence[int]], figure: Figure, changes: Changes
     ) -> None:
         self.network, self.figure = network, figure
-        self._changes = {} if changes is None else changes
+        self._changes = changes
         self.offered = {group: tuple(widths) for group, widths in offered.items()}
         self.layers = {o.module: o for o in network.operators if o.module}
         self.around = {module: self.touched(operator) for module, operator in self.layers.items()}

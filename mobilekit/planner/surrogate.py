@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import nnls
 
-from mobilekit.planner.offers import Found, Offer
+from mobilekit.planner.offers import Found, Offer, by_method
 
 POWER = 2.0
 """Of the strength, that a damage grows by where one strength alone was measured: what is removed enters outputs
@@ -29,12 +29,8 @@ def completed(offers: Sequence[Offer], strength: Strength, assumed: float) -> li
     A power law of the strength (above 0, at most 1) runs through the measured ones: between two of them it is exact
     at both, beyond them it goes on as between the nearest two.
     """
-    rows: dict[tuple[str, str, str], list[Offer]] = {}
-    for offer in offers:
-        method = str(offer.option.settings.get("method", ""))
-        rows.setdefault((offer.option.transform, offer.option.where, method), []).append(offer)
     found: list[Offer] = []
-    for alike in rows.values():
+    for alike in by_method(offers).values():
         known = sorted((strength(o), o.damage) for o in alike if o.damage is not None)
         for offer in alike:
             if not known:

@@ -61,13 +61,10 @@ def _measured(report: Report) -> str:
     if report.ratio is None:
         return text + "."
     text += f", that is {words.faster(report.ratio)}"
-    return text + (f" (90 % interval of the ratio: {_over(report)})." if report.ratio_interval else ".")
-
-
-def _over(report: Report) -> str:
-    """The ratio's interval, and how often it was measured."""
-    span = _span(report.ratio_interval) if report.ratio_interval else ""
-    return f"{span}, over {words.plural(report.sessions, 'session')}" if report.sessions else span
+    if report.ratio_interval is None:
+        return text + "."
+    sessions = f", over {words.plural(report.sessions, 'session')}" if report.sessions else ""
+    return f"{text} (90 % interval of the ratio: {_span(report.ratio_interval)}{sessions})."
 
 
 def _span(interval: tuple[float, float]) -> str:
