@@ -130,6 +130,7 @@ DAMAGES = st.lists(st.floats(0.001, 2), min_size=4, max_size=4)
 @given(NETWORKS, DAMAGES, st.floats(0.05, 1.0), st.booleans())
 @example(chain([16, 24, 16, 16], [2, 4, 2, 4]), [1.0] * 4, 0.625, False)  # pairs of moves do not suffice
 @example(chain([16, 24, 64, 16], [2, 8, 2, 2]), [1.0, 1.0, 1.0, 2.0], 0.65625, False)
+@example(chain([16, 16], [2, 2]), [1.0] * 4, 0.9999999999999999, False)  # over by one rounding is over
 def test_near_the_best_there_is(network: Network, damages: list[float], share: float, int8: bool) -> None:
     target = share * price(network)
     search = searched(network, offers(network, damages), target, int8=damages[0] / 10 if int8 else None)

@@ -106,10 +106,10 @@ class Search:
             if state is None:
                 break
             choice = terrain.choice(improved(terrain, state, bound))
-            figures = np.array(self._figures(start, choice)) * terrain.scales
-            if (figures <= 1).all():
+            if self.within(start, choice):
                 best = choice
                 break
+            figures = np.array(self._figures(start, choice)) * terrain.scales
             if not np.isfinite(figures).all():
                 return self._greedy(start)
             estimated = terrain.figures(terrain.state(choice))
