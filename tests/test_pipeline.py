@@ -22,7 +22,7 @@ from conftest import TINY, quick_command, quicken
 from mobilekit import pipeline
 from mobilekit.pipeline import options
 from mobilekit.planner.offers import Found
-from mobilekit.types import BenchResult, Failure
+from mobilekit.types import BenchResult, Failure, Together
 
 PRUNING = mk.Budget(speedup=4)
 """More than int8 alone brings on the computed machine."""
@@ -205,9 +205,9 @@ def test_the_rival_that_does_least_as_a_whole_is_taken(
     """Damages of single options mislead where they do not add up: combinations of either kind are measured."""
     kinds = []
 
-    def measured(_run: object, _prices: object, _name: str, found: Found) -> options.Combined:
+    def measured(_run: object, _prices: object, _name: str, found: Found) -> Together:
         kinds.append("int8" if "int8" in found.start.network.precisions.values() else "float")
-        return options.Combined(damage=0.01 if kinds[-1] == better else 2.0, agreement=None)
+        return Together(damage=0.01 if kinds[-1] == better else 2.0, agreement=None)
 
     monkeypatch.setattr(options, "combination", measured)
     report = run(tiny, tmp_path / "out", mk.Budget(speedup=3), dry=True)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 from mobilekit import bench
-from mobilekit.pipeline.options import Combined, Offered, combination, with_damages
+from mobilekit.pipeline.options import Offered, combination, with_damages
 from mobilekit.pipeline.original import Baseline, Prices
 from mobilekit.pipeline.paired import original_model
-from mobilekit.pipeline.planning import same_choice, search, write_plan
+from mobilekit.pipeline.planning import search, write_plan
 from mobilekit.pipeline.rounds import apply_options, precision_of
 from mobilekit.pipeline.run import Run, bench_model
 from mobilekit.planner.offers import Found
-from mobilekit.types import FrontierRow, Plan, Value
+from mobilekit.types import FrontierRow, Plan, Together, Value
 
 REACH = 1.02
 """The fastest plan of the front is this far from the fastest there is, at which everything is given up."""
@@ -42,9 +42,9 @@ def frontier(
         plan = write_plan(run, prices, known, searched, one)
         name = f"plans/plan-{number}.json"
         run.store.write_text(name, plan.model_dump_json(indent=2) + "\n")
-        combined = combination(run, prices, f"front {number}", one)
+        together = combination(run, prices, f"front {number}", one)
         plans.append(plan)
-        rows.append(_row(name, plan, combined))
+        rows.append(_row(name, plan, together))
     if run.job.device is not None and not dry:
         timed = run.stages.run("front", list[Timed], lambda: _timed(run, prices, plans))
         rows = [
@@ -62,20 +62,20 @@ def _found(run: Run, prices: Prices, known: Offered, count: int) -> list[Found]:
     for step in range(count, 0, -1):
         most = whole * (min(least, whole) / whole) ** (step / count)
         one = search(run, prices, known, most).run()
-        if one.reachable and not any(same_choice(one, other) for other in kept):
+        if one.reachable and not any(one.same_as(other) for other in kept):
             kept.append(one)
     return kept
 
 
-def _row(name: str, plan: Plan, combined: Combined | None) -> FrontierRow:
+def _row(name: str, plan: Plan, together: Together | None) -> FrontierRow:
     return FrontierRow(
         plan=name,
         target_ms=plan.target_ms,
         predicted_ms=plan.estimate.latency_ms,
         measured_ms=None,
         ratio=None,
-        damage=None if combined is None else combined.damage,
-        agreement=None if combined is None else combined.agreement,
+        damage=None if together is None else together.damage,
+        agreement=None if together is None else together.agreement,
         options=len(plan.chosen),
         beaten=False,
     )

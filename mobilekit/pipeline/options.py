@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mobilekit import registry
-from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.errors import MobilekitError
 from mobilekit.pipeline.original import Baseline, Prices, whole_int8
 from mobilekit.pipeline.run import Run
 from mobilekit.planner.offers import Found, Method, Offer, Start, by_method, in_order, predicted
@@ -26,7 +26,7 @@ from mobilekit.sensitivity import (
     samples,
     simulated_int8,
 )
-from mobilekit.types import Candidate, Network, Option, RejectedOption, Value
+from mobilekit.types import Candidate, Network, Option, RejectedOption, Together, Value
 
 SEARCHED = ("channel_pruning", "group_convolution", "low_rank", "int8")
 """The levers that the search combines; the others are applied by their names."""
@@ -61,25 +61,30 @@ class Damages(Value):
     """What it was allowed to take."""
 
 
+Seen = tuple[tuple[Found, Together | None], ...]
+"""Combinations and what was measured of them; None where they cannot be applied."""
+
+
 @dataclass(frozen=True)
 class Offered:
     """Everything that the search needs at some prices."""
 
     starts: tuple[Start, ...]
     offers: tuple[Offer, ...]
+    saved_ms: Mapping[str, float]
+    """By the option as JSON: what it saves alone in the precision where it saves most, as predicted."""
     turned_down: tuple[RejectedOption, ...]
     damages: Damages | None
     """None: nothing was measured yet."""
-    seen: tuple[Parts, ...] = ()
-    """Combinations that were measured."""
+    seen: Seen = ()
 
     @property
     def correction(self) -> Correction:
         """Factors that combinations taught."""
-        return correction(self.seen)
+        return correction([Parts.of(found, together.damage) for found, together in self.seen if together])
 
 
-def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, seen: tuple[Parts, ...] = ()) -> Offered:
+def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, seen: Seen = ()) -> Offered:
     """The options at these prices, with the damages that are known; those that were measured replace all others."""
     begin = _starts(run, prices, base, known)
     every = [Offer(option, registry.transform(option.transform)) for option in _structural(run, prices.network)]
@@ -92,7 +97,7 @@ def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, see
         turned_down += _cannot(offers, refused)
         left = [o for o in offers if o.key not in refused]
         offers = completed(left, strength(prices.network), HOPELESS)
-    result = Offered(begin, tuple(offers), tuple(turned_down), known, seen)
+    result = Offered(begin, tuple(offers), found.saved_ms, tuple(turned_down), known, seen)
     if not seen:
         return result
     factors = result.correction
@@ -168,7 +173,7 @@ def _measure(run: Run, prices: Prices, known: Offered) -> Damages:
     inputs = inputs[: samples(network.macs, RUNS)]
     reference = Reference(workload.module, inputs)
     most = passes_at_most(network.macs)
-    picked = _picked(known.offers, strength(network), prices, most / len(inputs))
+    picked = _picked(known, strength(network), most / len(inputs))
     start = _fewer(run.start(network), inputs)
     share = 0.75 if len(known.starts) > 1 else 1.0
 
@@ -205,14 +210,14 @@ def _units(offer: Offer) -> float:
     return UNITS[offer.option.transform] * SLOW.get(str(offer.option.settings.get("method", "")), 1.0)
 
 
-def _picked(offers: Sequence[Offer], strong: functools.partial[float], prices: Prices, units: float) -> list[Offer]:
+def _picked(known: Offered, strong: functools.partial[float], units: float) -> list[Offer]:
     """The options to measure: one strength at every place, then further ones, until the passes are used up.
 
     Widths come before layers, and the method that saves most at a layer before others there. What is left out gets
     its damage from those of the same method at the same place, if there are any.
     """
-    rows = by_method(offers)
-    saved = {key: max(_saved(prices, offer) for offer in found) for key, found in rows.items()}
+    rows = by_method(known.offers)
+    saved = {key: max(known.saved_ms[offer.key] for offer in found) for key, found in rows.items()}
     queue: list[tuple[int, float, Offer]] = []
     for key, found in rows.items():
         found.sort(key=strong)
@@ -229,34 +234,13 @@ def _picked(offers: Sequence[Offer], strong: functools.partial[float], prices: P
     return picked
 
 
-def _saved(prices: Prices, offer: Offer) -> float:
-    """Milliseconds that an offer saves alone in float: a rank of places."""
-    network = prices.network
-    if offer.transform.at == "layer":
-        network = alone(network, next(o for o in network.operators if o.module == offer.option.where), {})
-    try:
-        return prices.latency_ms(network) - prices.latency_ms(offer.transform.predict(network, offer.option))
-    except UnsupportedError:
-        return 0.0
-
-
-class Combined(Value):
-    """What a whole choice does to the output, before any training."""
-
-    damage: float
-    agreement: float | None
-
-
-def corrected_by(run: Run, prices: Prices, base: Baseline, known: Offered, found: Found) -> Offered | None:
-    """The options with damages corrected by what this combination is measured to do; None where it cannot be
-    applied."""
+def corrected_by(run: Run, prices: Prices, base: Baseline, known: Offered, found: Found) -> Offered:
+    """The options with damages corrected by what this combination is measured to do."""
     measured = combination(run, prices, f"combination {len(known.seen) + 1}", found)
-    if measured is None:
-        return None
-    return offered(run, prices, base, known.damages, (*known.seen, Parts.of(found, measured.damage)))
+    return offered(run, prices, base, known.damages, (*known.seen, (found, measured)))
 
 
-def combination(run: Run, prices: Prices, name: str, found: Found) -> Combined | None:
+def combination(run: Run, prices: Prices, name: str, found: Found) -> Together | None:
     """What a search's answer does to the output as a whole, once a run; None where it cannot be applied.
 
     Structure is applied and fitted, int8 is simulated on top of it: pruned and then quantised loses more than the sum.
@@ -265,7 +249,7 @@ def combination(run: Run, prices: Prices, name: str, found: Found) -> Combined |
     inputs = torch.cat(list(workload.calibration))[: samples(prices.network.macs, 40.0)]
     options = [o.option for o in in_order(found.choice)]
 
-    def measured() -> Combined | None:
+    def measured() -> Together | None:
         candidate = _fewer(run.start(prices.network), inputs)
         try:
             for option in options:
@@ -278,6 +262,6 @@ def combination(run: Run, prices: Prices, name: str, found: Found) -> Combined |
         names = [name for name, precision in after.precisions.items() if precision == "int8"]
         with simulated_int8(candidate.module, candidate.network, set(names), reference.batches):
             whole = reference.damage(candidate.module)
-        return None if whole.value is None else Combined(damage=whole.value, agreement=whole.agreement)
+        return None if whole.value is None else Together(damage=whole.value, agreement=whole.agreement)
 
-    return run.stages.run(name, Combined | None, measured)
+    return run.stages.run(name, Together | None, measured)

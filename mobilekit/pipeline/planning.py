@@ -21,21 +21,24 @@ from mobilekit.types import Plan
 MARGIN = 0.92
 """The search stays this far inside the limit: paired ratios on a shared machine repeat within 6 to 7 %."""
 COMBINATIONS = 5
-"""Combinations that are measured for one plan; each corrects the damages for the next search."""
+"""Combinations that are measured for the first plan; each corrects the damages for the next search."""
+COMBINATIONS_AGAIN = 3
+"""The same for each plan that is made with other prices, beside those that were measured before."""
 MEGABYTE = 1_000_000
 SIZE_MARGIN = 0.97
 """Predicted file sizes leave out what a format adds."""
 
 
-def search(run: Run, prices: Prices, known: Offered, target_ms: float) -> Search:
-    """The search over these options at these prices, within the latency and the sizes that the budget sets."""
+def search(run: Run, prices: Prices, known: Offered, target_ms: float, *, like: Search | None = None) -> Search:
+    """The search over these options at these prices, within the latency and the sizes that the budget sets; `like`
+    is another at the same prices."""
     budget = run.job.request.budget
     limits = [Limit("latency", prices, target_ms)]
     if budget.size_mb is not None:
         limits.append(Limit("size", OneByOne(size_bytes), SIZE_MARGIN * budget.size_mb * MEGABYTE))
     if budget.peak_memory_mb is not None:
         limits.append(Limit("memory", OneByOne(peak_memory_bytes), budget.peak_memory_mb * MEGABYTE))
-    return Search(known.starts, known.offers, limits)
+    return Search(known.starts, known.offers, limits, like=like)
 
 
 def target(run: Run, prices: Prices, base: Baseline) -> float:
@@ -48,15 +51,17 @@ def repriced(run: Run, prices: Prices, given: Plan) -> Plan:
     network = prices.network
     for chosen in given.chosen:
         network = registry.transform(chosen.option.transform).predict(network, chosen.option)
-    warnings = given.warnings
+    warnings, together = given.warnings, given.together
     if run.job.workload.key != given.workload_key:
         warnings = (*warnings, "the workload's code or weights differ from those that the plan was made for")
+        together = None
     return given.model_copy(
         update={
             "estimate": prices.price(network),
             "baseline_estimate": prices.price(prices.network),
             "workload": run.job.request.workload,
             "workload_key": run.job.workload.key,
+            "together": together,
             "warnings": warnings,
         }
     )
@@ -75,7 +80,7 @@ def make_plan(run: Run, prices: Prices, known: Offered, base: Baseline) -> tuple
         known = with_damages(run, prices, base, known)
         searched = search(run, prices, known, most)
         found = searched.run()
-        if found.reachable and found.choice and not known.seen:
+        if found.reachable and found.choice:
             searched, found, known = _checked(run, prices, base, (searched, found, known))
     return write_plan(run, prices, known, searched, found), known
 
@@ -83,58 +88,51 @@ def make_plan(run: Run, prices: Prices, known: Offered, base: Baseline) -> tuple
 def _checked(
     run: Run, prices: Prices, base: Baseline, begun: tuple[Search, Found, Offered]
 ) -> tuple[Search, Found, Offered]:
-    """Measure combinations, correct the damages, search again; the combination that was measured to do least.
+    """Measure combinations, correct the damages, search again; of all that are within the limit, the combination that
+    was measured to do least.
 
     The answer and its rivals come first: damages of widths, layers and precisions add up differently, and combinations
-    of one kind alone do not tell which of them is off.
+    of one kind alone do not tell which of them is off. What was measured for an earlier plan of the run counts too.
     """
-    searched, found, known = begun
-    results: list[tuple[float, Search, Found]] = []
+    first, found, known = begun
+    left = COMBINATIONS_AGAIN if known.seen else COMBINATIONS
 
-    def measured(search: Search, found: Found) -> bool:
-        nonlocal known
-        if any(same_choice(found, other) for _, _, other in results):
+    def is_new(one: Found) -> bool:
+        nonlocal known, left
+        if not (left and one.reachable) or any(one.same_as(other) for other, _ in known.seen):
             return False
-        taught = corrected_by(run, prices, base, known, found)
-        if taught is not None:
-            results.append((taught.seen[-1].measured, search, found))
-            known = taught
-        return taught is not None
+        known, left = corrected_by(run, prices, base, known, one), left - 1
+        return True
 
-    for rival in (begun[:2], *_rivals(run, prices, base, begun)):
-        measured(*rival)
-    while results and len(results) < COMBINATIONS:
-        searched = search(run, prices, known, target(run, prices, base))
-        found = searched.run()
-        if not (found.reachable and measured(searched, found)):
-            break
-    if not results:
-        return begun
-    _, searched, found = min(results, key=lambda row: row[0])
-    return searched, found, known
+    def corrected() -> Search:
+        return search(run, prices, known, first.limits[0].most, like=first)
+
+    for rival in (found, *_rivals(run, prices, begun)):
+        is_new(rival)
+    while is_new((searched := corrected()).run()):
+        pass
+    within = [
+        (together.damage, again)
+        for earlier, together in known.seen
+        if together is not None and (again := searched.again(earlier)) is not None
+    ]
+    if not within:
+        return first, found, known
+    _, best = min(within, key=lambda row: row[0])
+    return searched, best, known
 
 
-def _rivals(
-    run: Run, prices: Prices, base: Baseline, begun: tuple[Search, Found, Offered]
-) -> list[tuple[Search, Found]]:
+def _rivals(run: Run, prices: Prices, begun: tuple[Search, Found, Offered]) -> list[Found]:
     """The best answers of other kinds: float where the first has int8 or the other way round, and widths alone where
     it replaces layers."""
     searched, first, known = begun
     quantised = first.start is not searched.starts[0]
     others = [f for f in searched.reached() if (f.start is not searched.starts[0]) != quantised]
-    rivals = [(searched, min(others, key=lambda f: f.damage))] if others else []
+    rivals = [min(others, key=lambda f: f.damage)] if others else []
     if any(place[0] == "layer" for place in first.choice):
         widths = replace(known, offers=tuple(o for o in known.offers if o.place[0] == "channels"))
-        found = search(run, prices, widths, target(run, prices, base)).run()
-        if found.reachable:
-            rivals.append((searched, found))  # which knows what was left out, and why
+        rivals.append(search(run, prices, widths, searched.limits[0].most, like=searched).run())
     return rivals
-
-
-def same_choice(one: Found, other: Found) -> bool:
-    """Whether two answers of searches are the same plan."""
-    taken = [{o.key for o in found.choice.values()} for found in (one, other)]
-    return taken[0] == taken[1] and one.start.network.precisions == other.start.network.precisions
 
 
 def reachable(plan: Plan) -> bool:
@@ -168,6 +166,7 @@ def write_plan(run: Run, prices: Prices, known: Offered, searched: Search, found
             *reasons.rejected(searched, found, levers, job.entry),
             *known.turned_down,
         ),
+        together=next((together for other, together in known.seen if found.same_as(other)), None),
         warnings=tuple(_warnings(run, found, estimate.extrapolated)),
     )
 

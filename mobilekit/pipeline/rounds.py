@@ -118,7 +118,7 @@ def _best(rounds: list[RoundResult], prices: Prices) -> Settled:
     """The fitting round with the least damage; where none fits, the fastest: the last one if it is a confirmation."""
     fitting = [r for r in rounds if r.fits]
     if fitting:
-        best = min(fitting, key=lambda r: (sum(c.damage or 0.0 for c in r.plan.chosen), r.judged_ms))
+        best = min(fitting, key=lambda r: (r.plan.damage, r.judged_ms))
         return Settled(best.plan, prices, tuple(rounds))
     inside = [r for r in rounds if r.possible]
     best = min(inside, key=lambda r: r.judged_ms) if inside else rounds[-1]

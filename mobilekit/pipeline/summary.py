@@ -117,6 +117,7 @@ def _report(run: Run, found: Findings) -> Report:
             )
             for c in found.plan.chosen
         ),
+        together=found.plan.together,
         rejected=found.plan.rejected,
         models=tuple(_model_row(run, found, s, main) for s in found.shipped),
         operators_before=_measured_bars(found.final.profiled[:1]),

@@ -85,6 +85,11 @@ class Found:
         """Summed damage of the choice and its precisions."""
         return damage(self.choice) + self.start.cost
 
+    def same_as(self, other: Found) -> bool:
+        """Whether both are the same plan."""
+        taken = [{offer.key for offer in found.choice.values()} for found in (self, other)]
+        return taken[0] == taken[1] and self.start.network.precisions == other.start.network.precisions
+
 
 def by_method(offers: Iterable[Offer]) -> dict[Method, list[Offer]]:
     """The strengths of every method at every place, in the order of the offers."""

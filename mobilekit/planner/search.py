@@ -29,15 +29,23 @@ class Search:
     """The best choice within limits; the first limit is the latency. Everything is deterministic.
 
     The damage of a combination is taken as the sum of its parts: it ranks combinations, and whoever asks measures
-    those that come out. `starts` are assignments of precisions, the network as it is first.
+    those that come out. `starts` are assignments of precisions, the network as it is first. `like` is a search with
+    the same figures: what it found out about layers is not asked again.
     """
 
-    def __init__(self, starts: Sequence[Start], offers: Sequence[Offer], limits: Sequence[Limit]) -> None:
+    def __init__(
+        self,
+        starts: Sequence[Start],
+        offers: Sequence[Offer],
+        limits: Sequence[Limit],
+        *,
+        like: Search | None = None,
+    ) -> None:
         self.starts, self.offers, self.limits = list(starts), list(offers), list(limits)
         self.network = self.starts[0].network
         self._known: dict[tuple[int, str], tuple[float, ...]] = {}
         self._terrains: dict[int, Terrain] = {}
-        self._changes: list[Changes] = [{} for _ in self.limits]
+        self._changes: list[Changes] = like._changes if like else [{} for _ in self.limits]
         self._reached: list[Found] | None = None
 
     # ------------------------------------------------------------ exact figures
@@ -95,6 +103,15 @@ class Search:
             return None
         best = min(within, key=lambda start: (start is not self.starts[0], start.cost, self.latency_ms(start, {})))
         return Found(best, {}, self.latency_ms(best, {}), reachable=True)
+
+    def again(self, found: Found) -> Found | None:
+        """Another search's answer at the prices and damages of this one; None where it is not within the limits."""
+        start = next((s for s in self.starts if s.network.precisions == found.start.network.precisions), found.start)
+        offers = {offer.key: offer for offer in self.offers}
+        choice = {place: offers[offer.key] for place, offer in found.choice.items() if offer.key in offers}
+        if len(choice) < len(found.choice) or not self.within(start, choice):
+            return None
+        return Found(start, choice, self.latency_ms(start, choice), reachable=True)
 
     def best_of(self, start: Start) -> Found | None:
         """The choice of least damage within the limits from one start; None where there is none."""

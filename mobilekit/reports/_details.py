@@ -177,6 +177,8 @@ def plan(report: Report) -> Section:
         key = "no price, or damage not measured"
         blocks.append(table(heads, chosen, f"{words.plural(len(chosen), 'lever')} used", key))
         blocks.append(Text("Damage: how far this lever alone moves the network's output from the original's.", "quiet"))
+        if report.together:
+            blocks.append(Text(_sentence(str(report.together)), "quiet"))
     else:
         blocks.append(Text("The plan changes nothing.", "quiet"))
     summary = f"{words.plural(len(rejected), 'lever')} not used, with reasons"
@@ -185,6 +187,10 @@ def plan(report: Report) -> Section:
         unused = table(("Lever", "Where", "Why not"), rejected, summary if short else "")
         blocks.append(unused if short else Fold(summary, unused))
     return Section("plan", "The plan", tuple(blocks))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _spaced(name: str) -> str:

@@ -33,6 +33,7 @@ from mobilekit.types.plan import (
     Plan,
     QuantSpec,
     RejectedOption,
+    Together,
 )
 from mobilekit.types.report import (
     Finding,
@@ -102,6 +103,7 @@ __all__ = [
     "RuntimeName",
     "StageRow",
     "TensorSpec",
+    "Together",
     "Validation",
     "Value",
 ]

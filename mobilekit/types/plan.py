@@ -73,6 +73,19 @@ class ChosenOption(Value):
     """Divergence of the output from the original's that this option alone causes; None: not measured."""
 
 
+class Together(Value):
+    """What all options of a plan do to the output on calibration inputs, before any training: measured."""
+
+    damage: float
+    agreement: float | None
+    """Share of inputs on which the top-1 class is the original's; None: the output has no classes."""
+
+    def __str__(self) -> str:
+        """A sentence for people."""
+        same = "" if self.agreement is None else f", the same class for {self.agreement:.1%} of the inputs"
+        return f"all of it together, measured before any training: a damage of {self.damage:.4f}{same}"
+
+
 class RejectedOption(Value):
     """A lever that the plan does not use."""
 
@@ -100,12 +113,21 @@ class Plan(Value):
     baseline_estimate: Estimate
     chosen: tuple[ChosenOption, ...]
     rejected: tuple[RejectedOption, ...]
+    together: Together | None = None
+    """None: not measured."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def damage(self) -> float:
+        """Of all options together as measured, else the sum of what was measured of each alone."""
+        return self.together.damage if self.together else sum(c.damage or 0.0 for c in self.chosen)
 
     def __str__(self) -> str:
         """A few lines for people."""
         lines = [f"plan for {self.workload} on {self.profile} in {self.runtime}:"]
         lines += [f"  {c.option.transform} {c.option.where}: {c.reason}" for c in self.chosen] or ["  change nothing"]
+        if self.together:
+            lines.append(f"  {self.together}")
         e = self.estimate
         lines.append(
             f"  predicted {e.latency_ms:.3f} ms ({e.low_ms:.3f} to {e.high_ms:.3f}, {e.basis}), "

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mobilekit.types.device import DeviceInfo, KindFactor
 from mobilekit.types.measurement import Failure
 from mobilekit.types.models import Parity
-from mobilekit.types.plan import Budget, RejectedOption
+from mobilekit.types.plan import Budget, RejectedOption, Together
 from mobilekit.types.values import Origin, Precision, RuntimeName, Value
 
 
@@ -195,6 +195,8 @@ class Report(BaseModel):
     rounds: tuple[Round, ...]
     frontier: tuple[FrontierRow, ...] = ()
     plan: tuple[PlanRow, ...]
+    together: Together | None = None
+    """What all rows of the plan do to the output together, before any training; None: not measured."""
     rejected: tuple[RejectedOption, ...]
     models: tuple[ModelRow, ...]
     operators_before: tuple[OperatorBar, ...]
