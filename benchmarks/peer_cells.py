@@ -182,12 +182,32 @@ class Search:
         return self.tried[-1]
 
 
-def untrained_ratio(peer: Peer, subject: Candidate, cell: Cell, base: Path) -> float:
+def confirmed(cell: Cell, found: Mapping[str, Any]) -> Row:
+    """The strength as it is measured now, for longer; a step more of it until that is as fast as the cell asks.
+
+    Machines change their speed from minute to minute, and int8 and float gain unlike by it.
+    """
+    peer, start, base = peers()[cell.method], start_of(cell.network), original(cell.network, cell.runtime)
+    assert peer.shrink is not None
+    measured: dict[int, float] = {}
+    part, grid = found["part"], found["grid"]
+    for part in range(found["part"], 0, -1):
+        subject = lab.candidate(peer.shrink(start, part / PARTS, grid), cell.network)
+        macs = subject.network.macs
+        if macs not in measured:
+            measured[macs] = untrained_ratio(peer, subject, cell, base, FINAL_SECONDS)
+            lab.say(f"  {part}/{PARTS} of the channels in multiples of {grid}: {measured[macs]:.2f}x")
+        if measured[macs] >= cell.speedup:
+            return {"part": part, "grid": grid, "untrained_ratio": measured[macs]}
+    raise UnsupportedError(f"it reaches {max(measured.values()):.2f} times at most, in {cell.precision}")
+
+
+def untrained_ratio(peer: Peer, subject: Candidate, cell: Cell, base: Path, seconds: float = SEARCH_SECONDS) -> float:
     """How many times faster than the original a network's file is, whatever its weights."""
     path = cell.folder.with_name(cell.folder.name + "-untrained")
     images = [fashion_mnist.calibration_data()[0][:SEARCH_IMAGES]]
     file = written(peer, subject, cell.runtime, cell.precision, path, images)
-    return lab.timed(base, file, cell.runtime, SEARCH_SECONDS).ratio
+    return lab.timed(base, file, cell.runtime, seconds).ratio
 
 
 def strength(cell: Cell, known: Sequence[Mapping[str, Any]]) -> Row:
@@ -216,8 +236,8 @@ def by_peer(cell: Cell, found: Mapping[str, Any] | None, threads: int) -> Row:
         notes = {"short_seconds": adapted.spent, "short_steps": adapted.steps, "history": adapted.history}
     else:
         assert found is not None
-        module = peer.shrink(start, found["part"] / PARTS, found["grid"])
-        notes = {"part": found["part"], "grid": found["grid"], "untrained_ratio": found["ratio"]}
+        notes = confirmed(cell, found)
+        module = peer.shrink(start, notes["part"] / PARTS, notes["grid"])
     if threads > 1:
         use_quicker_threads(module, lab.calibration().inputs[0])
     seconds -= notes.get("short_seconds", 0.0)

@@ -133,13 +133,18 @@ class Place:
         return ours.accuracy - best[1].accuracy if ours.fit and best is not None else None
 
     def wins(self, speedup: float) -> bool | None:
-        """Whether mobilekit is the most accurate, or the only one that is fast enough. None: not decided yet."""
+        """Whether mobilekit is the most accurate, or the only one that is fast enough. None: not decided yet, for a
+        method has not run."""
         lead, ours = self.lead(speedup), self.point(OURS, speedup)
+        if self.missing(speedup):
+            return None
         if lead is not None:
             return lead > 0
-        if ours.fit:
-            return True if self.complete(speedup) else None
-        return False if ours.ran and self.best_peer(speedup) is not None else None
+        return True if ours.fit else False if self.best_peer(speedup) is not None else None
+
+    def missing(self, speedup: float) -> list[str]:
+        """Methods that were not run."""
+        return [name for name in (OURS, *peers()) if not self.point(name, speedup).ran]
 
     def complete(self, speedup: float) -> bool:
         """Every method has its seeds or cannot be so fast."""
@@ -170,12 +175,14 @@ class Place:
         """Whether mobilekit is the most accurate, and by how much."""
         lead, best, ours = self.lead(speedup), self.best_peer(speedup), self.point(OURS, speedup)
         preliminary = "" if self.complete(speedup) else f" (preliminary: not all methods have {SEEDS} seeds)"
+        if missing := self.missing(speedup):
+            return f"{speedup:g}x: not decided: not run: {', '.join(missing)}"
         if lead is not None and best is not None:
             word = "wins by" if lead > 0 else "ties, by" if lead == 0 else "does not win: it is behind by"
             return f"{speedup:g}x: mobilekit {word} {100 * abs(lead):.2f} points; best peer {best[0]}{preliminary}"
         won = self.wins(speedup)
         if won is None:
-            return f"{speedup:g}x: not decided ({'no peer is fast enough so far' if ours.fit else ours.shown()})"
+            return f"{speedup:g}x: nothing is fast enough; mobilekit: {ours.shown()}"
         if won:
             return f"{speedup:g}x: mobilekit wins: no peer can be so fast"
         return f"{speedup:g}x: mobilekit does not win: {ours.shown()}"
@@ -189,7 +196,7 @@ class Place:
     def passes(self) -> bool | None:
         """None: not decided yet."""
         lead = self.lead(CHECKED)
-        if lead is None:
+        if lead is None or self.missing(CHECKED):
             return self.wins(CHECKED)
         return lead >= POINTS or any(ours.ratio >= QUICKER * peer.ratio for ours, peer in self._as_accurate())
 
@@ -238,7 +245,8 @@ An entry is the mean accuracy of the exported files on all test images in %, ± 
 * A file counts from {SLACK:.0%} of the speedup that was asked for: measured ratios repeat within some percent.
 * Peers have one knob. Before any training it is set by bisection so that the untrained file is just as fast as asked,
   as measured: shares of channels in {PARTS} parts, widths in multiples that the runtime likes, and in halves or
-  quarters of those where that comes closer. Where the original is fast enough in int8 nothing is pruned, and it is
+  quarters of those where that comes closer. Right before the training it is measured once more, and turned up by
+  steps until it is as fast then. Where the original is fast enough in int8 nothing is pruned, and it is
   trained all the same.
 * Peers are quantised to int8. Where int8 costs the original more than {100 * LOSS_IN_INT8:g} points or makes it less
   than {GAIN_IN_INT8:g} times faster they are tried in fp32 too, and the better precision counts: chosen by the test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import peers_report
 from peer_cells import Cell, Search
 from torch import nn
 
+from mobilekit.errors import UnsupportedError
 from mobilekit.network import trace
 from mobilekit.types import Candidate
 
 ASKED = Cell("resnet", "onnx", "uniform_l1", "int8", 4.0, 0, 3.0)
-METHODS = (peer_cells.OURS, *peer_methods.peers())
 
 
 def network() -> Candidate:
@@ -41,7 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     asked: list[int] = []
     start = network()
 
-    def ratio(_peer: Any, subject: Candidate, _cell: Cell, _base: Path) -> float:
+    def ratio(_peer: Any, subject: Candidate, _cell: Cell, _base: Path, _seconds: float = 0.0) -> float:
         asked.append(subject.network.macs)
         return 2 * start.network.macs / (subject.network.macs + 0.01 * start.network.macs)
 
@@ -71,6 +72,17 @@ def test_a_strength_that_another_search_measured_is_not_measured_again(measured:
     again = Search(ASKED, first["tried"]).run()
     assert len(measured) == before
     assert again["macs"] == first["macs"]
+
+
+def test_a_strength_is_turned_up_where_it_is_no_longer_fast_enough(measured: list[int]) -> None:
+    found = Search(ASKED, ()).run()
+    assert peer_cells.confirmed(ASKED, found)["part"] == found["part"]
+    weaker = {**found, "part": found["part"] + 8}
+    stronger = peer_cells.confirmed(ASKED, weaker)
+    assert stronger["untrained_ratio"] >= ASKED.speedup
+    assert found["part"] <= stronger["part"] < weaker["part"]
+    with pytest.raises(UnsupportedError, match="times at most"):
+        peer_cells.confirmed(replace(ASKED, speedup=1000.0), found)
 
 
 def test_a_speedup_out_of_reach_is_said(measured: list[int]) -> None:
@@ -110,12 +122,18 @@ def rows(accuracies: Mapping[str, Sequence[float]], speedup: float = 4.0, ratio:
     return found
 
 
+def every(ours: Sequence[float], others: float, **accuracies: Sequence[float]) -> dict[str, Any]:
+    """Rows of all methods: mobilekit's, those that are named, and the other peers at one accuracy for each seed."""
+    rest = {name: [others] * len(ours) for name in peer_methods.peers()}
+    return rows({peer_cells.OURS: ours, **rest, **accuracies})
+
+
 def place(known: Mapping[str, Any]) -> peers_report.Place:
     return peers_report.Place(peers_report.Results(known, 3.0), "resnet", "onnx")
 
 
 def test_the_mean_over_seeds_decides_and_the_best_peer_is_named() -> None:
-    known = rows({name: [0.90, 0.91, 0.92] for name in METHODS} | {"netadapt": [0.93, 0.95, 0.94]})
+    known = every([0.90, 0.91, 0.92], 0.9, netadapt=[0.93, 0.95, 0.94])
     here = place(known)
     assert here.wins(4.0) is False
     assert "behind by 3.00 points; best peer netadapt" in here.verdict(4.0)
@@ -124,15 +142,22 @@ def test_the_mean_over_seeds_decides_and_the_best_peer_is_named() -> None:
 
 
 def test_missing_seeds_are_called_preliminary_and_missing_cells_not_run() -> None:
-    here = place(rows({peer_cells.OURS: [0.92], "uniform_l1": [0.90]}))
+    here = place(every([0.92], 0.90))
     assert here.wins(4.0) is True
     assert "preliminary" in here.verdict(4.0)
     assert here.wins(2.0) is None
-    assert here.point("netadapt", 4.0).shown() == "not run"
+    assert here.point("netadapt", 2.0).shown() == "not run"
+
+
+def test_nothing_is_decided_before_every_method_has_run() -> None:
+    here = place(rows({name: [0.92] for name in (peer_cells.OURS, "uniform_l1")}))
+    assert here.wins(4.0) is here.passes() is None
+    assert "not decided: not run: torch_pruning_group_norm, " in here.verdict(4.0)
+    assert "0 of the 0 points that are decided" in peers_report.text(here.results.known, 3.0)
 
 
 def test_files_that_are_too_slow_do_not_count() -> None:
-    known = rows({peer_cells.OURS: [0.90], "uniform_l1": [0.89]})
+    known = every([0.90], 0.89)
     known |= rows({"netadapt": [0.99]}, ratio=3.7)
     assert place(known).wins(4.0) is True
     known |= rows({peer_cells.OURS: [0.99]}, ratio=3.7)
@@ -146,7 +171,7 @@ def test_other_minutes_are_other_results() -> None:
 
 
 def test_a_peer_is_judged_in_its_better_precision() -> None:
-    known = rows({peer_cells.OURS: [0.90], "uniform_l1": [0.80]})
+    known = every([0.90], 0.80)
     cell = Cell("resnet", "onnx", "uniform_l1", "fp32", 4.0, 0, 3.0)
     known[cell.key] = {**vars(cell), "accuracy": 0.91, "ratio": 4.0}
     assert place(known).wins(4.0) is False
@@ -157,7 +182,7 @@ def test_a_peer_is_judged_in_its_better_precision() -> None:
     [(0.921, 0.5, True), (0.915, 0.905, False), (0.915, 0.911, True), (0.905, 0.905, False)],
 )
 def test_at_four_times_a_point_more_or_the_same_accuracy_much_sooner(ours: float, quick: float, expected: bool) -> None:
-    known = rows({peer_cells.OURS: [ours], "uniform_l1": [0.911]}) | rows({peer_cells.OURS: [quick]}, 5.2, 5.4)
+    known = every([ours], 0.90, uniform_l1=[0.911]) | rows({peer_cells.OURS: [quick]}, 5.2, 5.4)
     assert place(known).passes() is expected
 
 

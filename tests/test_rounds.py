@@ -203,6 +203,17 @@ def test_wrong_prices_converge_within_three_rounds(met: tuple[mk.Report, Path]) 
     assert f"over {report.sessions} sessions" in finding.note
 
 
+def test_plans_made_after_the_first_are_measured_as_a_whole_too(met: tuple[mk.Report, Path]) -> None:
+    report, out = met
+    plan = mk.Plan.model_validate_json((out / "plan.json").read_text())
+    assert len(report.rounds) > 1
+    assert len(plan.chosen) > 1
+    assert plan.together is not None
+    assert plan.together == report.together
+    assert plan.damage == plan.together.damage > 0
+    assert str(report.together) in str(plan)
+
+
 def test_rounds_are_predicted_and_measured_beside_the_same_original(met: tuple[mk.Report, Path]) -> None:
     report, out = met
     for row in report.rounds:
