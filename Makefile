@@ -25,6 +25,7 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=drawn $(BIN)/python -m pytest -m hypothesis
 
 check: setup
 	$(BIN)/ruff format --check .

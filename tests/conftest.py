@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# a change is judged on the same cases each time; `make test-slow` draws others
+settings.register_profile("same", derandomize=True)
+settings.register_profile("drawn")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TINY = '''
 """Stripes in four directions, told apart by a residual CNN."""

@@ -122,7 +122,14 @@ def test_numbers_out_of_range_are_refused(plugin: str) -> None:
                     assert sentence(caught.value), caught.value
                 tried += 1
     texts = {str(v) for o in wishes(plugin, before) for v in o.settings.values() if isinstance(v, str)}
-    assert tried or texts, f"{plugin} has no settings that could be wrong"
+    plain = [o for o in wishes(plugin, before) if not o.settings]
+    assert tried or texts or plain, f"{plugin} has no settings that could be wrong"
+    for option in plain:  # a lever without settings takes none
+        other = option.model_copy(update={"settings": {"amount": 1}})
+        for call in (lambda o: lever.predict(before.network, o), lambda o: lever.apply(before, o)):
+            with pytest.raises(REFUSED) as caught:
+                call(other)
+            assert sentence(caught.value), caught.value
 
 
 @pytest.mark.parametrize("width", [0, -1, 9, 7.5, "4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -10,9 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from priced import profile, row, table
+from torch import nn
 
 from mobilekit import registry
 from mobilekit.cost.memory import peak_memory_bytes, size_bytes
@@ -147,6 +150,87 @@ def test_near_the_best_there_is(network: Network, damages: list[float], share: f
         assert found.damage <= 1.1 * min(within) + 1e-9
 
 
+def residual() -> Network:
+    """Two residual blocks, one behind each of two layers that change the width."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x + self.two(torch.relu(self.one(x))))
+
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Block(16), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), Block(32)]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).eval()
+    return trace(module, torch.zeros(1, 3, 8, 8), "residual")
+
+
+RESIDUAL = residual()
+
+
+@functools.cache
+def residual_offers() -> tuple[list[Offer], Search]:
+    """Half of every width, every block left out, and depthwise separable layers in the first block: 256 choices."""
+    found = []
+    for name in ("channel_pruning", "block_removal", "group_convolution"):
+        lever = registry.transform(name)
+        for option in lever.options(RESIDUAL, ENTRY):
+            where, settings = option.where, option.settings
+            half = "width" not in settings or settings["width"] == RESIDUAL.groups[where].width // 2
+            method = (settings.get("method", "depthwise_separable"), settings.get("multiplier", 1))
+            first = name != "group_convolution" or where.startswith("2.")
+            if half and first and method == ("depthwise_separable", 1):
+                found.append(Offer(option, lever))
+    return found, Search([Start(RESIDUAL)], found, [Limit("latency", FIGURE, 1.0)])
+
+
+@functools.cache
+def residual_choices() -> list[tuple[tuple[bool, ...], float]]:
+    """Every choice among those offers, with its latency."""
+    known, search = residual_offers()
+    found = []
+    for taken in itertools.product((False, True), repeat=len(known)):
+        choice = {offer.place: offer for offer, used in zip(known, taken, strict=True) if used}
+        found.append((taken, search.latency_ms(search.starts[0], choice)))
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.01, 1.0), min_size=8, max_size=8), st.floats(0.15, 0.99))
+def test_near_the_best_with_blocks_that_are_left_out(damages: list[float], share: float) -> None:
+    known, like = residual_offers()
+    assert len(known) == len({offer.place for offer in known}) == 8
+    known = [replace(offer, damage=found) for offer, found in zip(known, damages, strict=True)]
+    target = share * price(RESIDUAL)
+    search = Search(like.starts, known, [Limit("latency", FIGURE, target)], like=like)
+    found = search.run()
+    within = [sum(itertools.compress(damages, taken)) for taken, latency in residual_choices() if latency <= target]
+    assert found.reachable == bool(within)
+    assert found.latency_ms == price(search.predict(found))
+    if within:
+        assert found.latency_ms <= target
+        assert found.damage <= 1.1 * min(within) + 1e-9
+
+
+def test_a_block_that_is_left_out_takes_what_was_done_to_its_layers_with_it() -> None:
+    """The tables agree with the exact price of every choice."""
+    known, like = residual_offers()
+    terrain = Terrain(like.starts[0], known, like.limits)
+    layers = [place for place in terrain.places if place[0] == "layer"]
+    (block,) = {place for place in terrain.places if place[0] == "block" and layers[0][1].startswith(f"{place[1]}.")}
+    for taken in itertools.product((0, 1), repeat=len(terrain.places)):
+        state = dict(zip(terrain.places, taken, strict=True))
+        choice = terrain.choice(state)
+        assert not state[block] or not any(layer in choice for layer in layers)
+        exact = price(predicted(like.starts[0], choice))
+        assert terrain.figures(state)[0] == pytest.approx(exact, rel=1e-6)
+        for place in terrain.places:
+            moved = terrain.figures({**state, place: 1 - state[place]})[0] - terrain.figures(state)[0]
+            row = terrain.at(place, state)[0]
+            assert row[1 - state[place]] - row[state[place]] == pytest.approx(moved, abs=1e-9)
+
+
 @settings(max_examples=25, deadline=None)
 @given(NETWORKS, DAMAGES, st.floats(0.05, 1.0), st.randoms(use_true_random=False))
 def test_the_order_of_offers_does_not_matter(network: Network, damages: list[float], share: float, random) -> None:  # type: ignore[no-untyped-def]
@@ -277,7 +361,7 @@ class Slower:
 
     name: str = "slower"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "network"] = "channels"
+    at: Literal["channels", "layer", "block", "network"] = "channels"
 
     def predict(self, network: Network, option: Option) -> Network:
         wider = int(option.settings["width"] or 0)
@@ -402,16 +486,16 @@ def test_a_power_law_runs_through_what_was_measured() -> None:
     assert [(o.damage, o.cost) for o in unknown] == [(None, 3.0)] * len(every)
 
 
-@given(st.lists(st.tuples(*[st.floats(0.001, 1.0)] * 3), min_size=1, max_size=4), st.floats(0.5, 3.0))
-def test_combinations_teach_factors(parts: list[tuple[float, float, float]], factor: float) -> None:
-    seen = [Parts(a, b, c, factor * (a + b + c)) for a, b, c in parts]
+@given(st.lists(st.tuples(*[st.floats(0.001, 1.0)] * 4), min_size=1, max_size=4), st.floats(0.5, 3.0))
+def test_combinations_teach_factors(parts: list[tuple[float, float, float, float]], factor: float) -> None:
+    seen = [Parts(*each, factor * sum(each)) for each in parts]
     taught = correction(seen)
-    for channels, layers, precision in parts:
-        sum_before = channels + layers + precision
-        after = taught.channels * channels + taught.layers * layers + taught.precision * precision
-        assert abs(math.log(after / (factor * sum_before))) <= abs(math.log(factor)) + 1e-6
+    factors = (taught.channels, taught.blocks, taught.layers, taught.precision)
+    for each in parts:
+        after = sum(one * damage for one, damage in zip(factors, each, strict=True))
+        assert abs(math.log(after / (factor * sum(each)))) <= abs(math.log(factor)) + 1e-6
     assert correction([]) == Correction()
-    assert correction([Parts(0.1, 0.0, 0.0, 0.1)]).channels == pytest.approx(1.0)
+    assert correction([Parts(0.1, 0.0, 0.0, 0.0, 0.1)]).channels == pytest.approx(1.0)
 
 
 # ---------------------------------------------------------------- options that save no time

@@ -28,9 +28,9 @@ from mobilekit.sensitivity import (
 )
 from mobilekit.types import Candidate, Network, Option, RejectedOption, Together, Value
 
-SEARCHED = ("channel_pruning", "group_convolution", "low_rank", "int8")
+SEARCHED = ("channel_pruning", "block_removal", "group_convolution", "low_rank", "int8")
 """The levers that the search combines; the others are applied by their names."""
-UNITS = {"channel_pruning": 4.0, "group_convolution": 3.0, "low_rank": 1.0}
+UNITS = {"channel_pruning": 4.0, "block_removal": 1.0, "group_convolution": 3.0, "low_rank": 1.0}
 """Forward passes of the samples that fitting and judging one option takes, roughly."""
 SLOW = {"tucker2": 2.0}
 """The same for methods that are slow by themselves."""
@@ -143,7 +143,7 @@ def _structural(run: Run, network: Network) -> list[Option]:
 
 
 def strength(network: Network) -> functools.partial[float]:
-    """A function that gives the share of a layer's or group's work which an offer takes away."""
+    """A function that gives the share of a layer's, block's or group's work which an offer takes away."""
     return functools.partial(_strength, network)
 
 
@@ -151,6 +151,8 @@ def _strength(network: Network, offer: Offer) -> float:
     option = offer.option
     if offer.transform.at == "channels":
         return 1 - int(str(option.settings["width"])) / network.groups[option.where].width
+    if offer.transform.at == "block":
+        return 1.0
     before = alone(network, next(o for o in network.operators if o.module == option.where), {})
     return max(0.01, 1 - offer.transform.predict(before, option).macs / max(1, before.macs))
 

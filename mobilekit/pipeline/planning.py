@@ -123,15 +123,16 @@ def _checked(
 
 
 def _rivals(run: Run, prices: Prices, begun: tuple[Search, Found, Offered]) -> list[Found]:
-    """The best answers of other kinds: float where the first has int8 or the other way round, and widths alone where
-    it replaces layers."""
+    """The best answers of other kinds: float where the first has int8 or the other way round, and those that leave
+    layers, or layers and blocks, as they are where it does not."""
     searched, first, known = begun
     quantised = first.start is not searched.starts[0]
     others = [f for f in searched.reached() if (f.start is not searched.starts[0]) != quantised]
     rivals = [min(others, key=lambda f: f.damage)] if others else []
-    if any(place[0] == "layer" for place in first.choice):
-        widths = replace(known, offers=tuple(o for o in known.offers if o.place[0] == "channels"))
-        rivals.append(search(run, prices, widths, searched.limits[0].most, like=searched).run())
+    for kinds in ({"channels", "block"}, {"channels"}):
+        if not {at for at, _ in first.choice} <= kinds:
+            fewer = replace(known, offers=tuple(o for o in known.offers if o.place[0] in kinds))
+            rivals.append(search(run, prices, fewer, searched.limits[0].most, like=searched).run())
     return rivals
 
 

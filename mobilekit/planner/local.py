@@ -19,10 +19,10 @@ KICKS = 150
 """Moves that are forced in one search, each paid for and followed by moves that gain."""
 
 
-def improved(terrain: Terrain, state: State, bound: np.ndarray) -> State:
-    """The state after moves that lower the damage and keep the bounds, until none is left or `KICKS` were tried."""
+def improved(terrain: Terrain, state: State, bound: np.ndarray, kicks: int = KICKS) -> State:
+    """The state after moves that lower the damage and keep the bounds, until none is left or `kicks` were forced."""
     state = _settled(terrain, state, bound)
-    left = KICKS
+    left = kicks
     while True:
         for place, taken in islice(_forced(terrain, state), left):
             left -= 1
@@ -115,8 +115,9 @@ def _paid(terrain: Terrain, state: State, place: Place, taken: int, bound: np.nd
     Each step takes the move that costs least for what it saves of the figure that is furthest over its bound; then
     the others give back what there is room for.
     """
-    state = {**state, place: taken}
-    most = terrain.damage(state)
+    forced = {**state, place: taken}
+    most = 2 * max(terrain.damage(state), terrain.damage(forced))
+    state = forced
     for _ in range(2 * len(terrain.places)):
         figures = terrain.figures(state)
         over = figures / bound
@@ -132,7 +133,7 @@ def _paid(terrain: Terrain, state: State, place: Place, taken: int, bound: np.nd
             return None
         best = int(np.argmin(ratios))
         state = {**state, terrain.places[found.places[best]]: found.taken[best]}
-        if terrain.damage(state) > 2 * most:
+        if terrain.damage(state) > most:
             return None
     else:
         return None

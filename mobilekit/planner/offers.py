@@ -10,7 +10,10 @@ from mobilekit.interfaces import Transform
 from mobilekit.types import Network, Option
 
 Place = tuple[str, str]
-"""What an option's `where` names ("channels" or "layer"), and its name. At most one option is chosen at a place."""
+"""What an option's `where` names ("channels", "layer" or "block"), and its name. At most one option is chosen at a
+place."""
+ORDER = ("channels", "block", "layer")
+"""In which options are applied: ranks and groups of layers go by the widths."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ def by_method(offers: Iterable[Offer]) -> dict[Method, list[Offer]]:
 
 
 def in_order(choice: Choice) -> list[Offer]:
-    """The order in which options are applied: widths before layers, whose ranks and groups go by the widths."""
-    return sorted(choice.values(), key=lambda offer: (offer.transform.at != "channels", offer.place))
+    """The order in which options are applied."""
+    return sorted(choice.values(), key=lambda offer: (ORDER.index(offer.transform.at), offer.option.where))
 
 
 def damage(choice: Choice) -> float:

@@ -122,6 +122,8 @@ def _what(offer: Offer, network: Network) -> str:
     option = offer.option
     if offer.transform.at == "channels":
         return f"keeping {option.settings['width']} of {network.groups[option.where].width} channels"
+    if offer.transform.at == "block":
+        return "leaving the block out"
     settings = [f"{name} {value}" for name, value in option.settings.items() if name not in ("method", "fit")]
     return f"{option.settings.get('method', option.transform)} ({', '.join(settings)})"
 

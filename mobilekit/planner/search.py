@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mobilekit.errors import UnsupportedError
-from mobilekit.planner.local import LEAST_DAMAGE, improved
+from mobilekit.planner.local import KICKS, LEAST_DAMAGE, improved
 from mobilekit.planner.offers import Choice, Found, Offer, Start, predicted
 from mobilekit.planner.surface import Changes
 from mobilekit.planner.terrain import Limit, State, Terrain
@@ -21,6 +21,8 @@ from mobilekit.types import Network
 SWEEPS = 12
 """Over all places for one multiplier; they settle after three or four."""
 MULTIPLIERS = 14
+THOROUGH = 2
+"""Starts from which the search goes on with forced moves, which take most of its time: those that do best without."""
 TIGHTENINGS = 8
 """How often limits are moved inwards because the exact price was above the tables'."""
 
@@ -90,10 +92,12 @@ class Search:
         return self.fastest()
 
     def reached(self) -> list[Found]:
-        """The best choice from every start that has one within the limits."""
+        """The best choice from every start that has one within the limits; moves are forced from the best starts."""
         if self._reached is None:
-            found = [self.best_of(start) for start in self.starts]
-            self._reached = [one for one in found if one is not None]
+            rough = [one for start in self.starts if (one := self.best_of(start, kicks=0)) is not None]
+            rough.sort(key=lambda one: (one.damage, one.latency_ms))
+            thorough = [self.best_of(one.start) or one for one in rough[:THOROUGH]]
+            self._reached = thorough + rough[THOROUGH:]
         return self._reached
 
     def without_structure(self) -> Found | None:
@@ -113,8 +117,9 @@ class Search:
             return None
         return Found(start, choice, self.latency_ms(start, choice), reachable=True)
 
-    def best_of(self, start: Start) -> Found | None:
-        """The choice of least damage within the limits from one start; None where there is none."""
+    def best_of(self, start: Start, kicks: int = KICKS) -> Found | None:
+        """The choice of least damage within the limits from one start, after so many forced moves; None where there is
+        none."""
         terrain = self._terrain(start)
         bound = np.ones(len(self.limits))
         best: Choice | None = None
@@ -122,7 +127,7 @@ class Search:
             state = _lowest(terrain, bound)
             if state is None:
                 break
-            choice = terrain.choice(improved(terrain, state, bound))
+            choice = terrain.choice(improved(terrain, state, bound, kicks))
             if self.within(start, choice):
                 best = choice
                 break

@@ -2,8 +2,8 @@
 
 An operator's price hangs on the widths of the channel groups that it touches, two as a rule. A sum over single groups
 and over pairs that meet in an operator is therefore exact for most networks, and is filled by one vectorised call (an
-anchored decomposition of second order: Rabitz, Alis 1999, doi:10.1023/A:1019188517934). What a lever at a layer
-changes hangs on that layer's widths alone, and is looked up when it is asked for. What is left out (weights that no
+anchored decomposition of second order: Rabitz, Alis 1999, doi:10.1023/A:1019188517934). What a lever at a layer or a
+block changes hangs on the widths there alone, and is looked up when it is asked for. What is left out (weights that no
 longer fit a cache, borders of precisions inside replaced layers) is small: whoever relies on a figure asks for the
 exact one.
 """
@@ -18,12 +18,12 @@ from typing import Protocol
 import numpy as np
 
 from mobilekit.errors import UnsupportedError
-from mobilekit.planner.offers import Offer
+from mobilekit.planner.offers import Offer, Place
 from mobilekit.types import INPUT_GROUP, Network, Operator, Precision
 
 Widths = tuple[int, ...]
-Changes = dict[tuple[str, Precision, Widths], float]
-"""What a lever does to a figure, by the option, the layer's precision and the widths around it."""
+Changes = dict[tuple[str, tuple[Precision, ...], Widths], float]
+"""What a lever does to a figure, by the option, the precisions of the operators there and the widths around them."""
 
 
 class Figure(Protocol):
@@ -56,10 +56,10 @@ class OneByOne:
 
 
 class Surface:
-    """One figure over the widths of the groups in `offered`, and over what levers do to layers.
+    """One figure over the widths of the groups in `offered`, and over what levers do to layers and blocks.
 
     `offered` gives each group's widths, the present one first. `changes` is what surfaces of the same figure have
-    found out about layers, whose prices hang on nothing else of the network.
+    found out about layers and blocks, whose prices hang on nothing else of the network.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Surface:
         self.network, self.figure = network, figure
         self._changes = changes
         self.offered = {group: tuple(widths) for group, widths in offered.items()}
-        self.layers = {o.module: o for o in network.operators if o.module}
-        self.around = {module: self.touched(operator) for module, operator in self.layers.items()}
         self.neighbours: dict[str, list[str]] = {group: [] for group in self.offered}
         for one, other in self._pairs():
             self.neighbours[one].append(other)
             self.neighbours[other].append(one)
         self._fill()
-        self._alone: dict[tuple[str, Widths], tuple[Network, float]] = {}
+        self._alone: dict[tuple[Place, Widths], tuple[Network, float]] = {}
+        self._inside: dict[Place, tuple[Operator, ...]] = {}
+        self._around: dict[Place, tuple[str, ...]] = {}
 
     def _pairs(self) -> list[tuple[str, str]]:
         """Groups that meet in an operator."""
@@ -120,33 +120,56 @@ class Surface:
         }
         return self.figure.of_widths(self.network, widths)
 
-    # ------------------------------------------------------------ layers
+    # ------------------------------------------------------------ layers and blocks
 
     def change(self, offer: Offer, widths: Mapping[str, int]) -> float:
-        """What the lever at a layer adds to the figure (negative: saves) at these widths; infinite where it does not
-        fit them."""
-        operator = self.layers[offer.option.where]
-        at = self.widths_at(offer.option.where, widths)
-        key = offer.key, self.network.precision(operator), at
+        """What the lever at a layer or a block adds to the figure (negative: saves) at these widths; infinite where it
+        does not fit them."""
+        place = offer.place
+        at = self.widths_at(place, widths)
+        key = offer.key, tuple(self.network.precision(operator) for operator in self.inside(place)), at
         if key not in self._changes:
-            self._changes[key] = self._changed(offer, operator, at)
+            before, figure = self._before(place, at)
+            try:
+                self._changes[key] = self.figure.of(offer.transform.predict(before, offer.option)) - figure
+            except UnsupportedError:
+                self._changes[key] = math.inf
         return self._changes[key]
 
-    def widths_at(self, where: str, widths: Mapping[str, int]) -> Widths:
-        """The widths of the groups that a layer reads or writes."""
-        return tuple(widths.get(g, self.network.groups[g].width) for g in self.around[where])
+    def inside(self, place: Place) -> tuple[Operator, ...]:
+        """The operator of a layer, all operators of a block."""
+        if place not in self._inside:
+            at, where = place
+            block = at == "block"
+            found = [o for o in self.network.operators if o.module == where or (block and within(o.module, where))]
+            self._inside[place] = tuple(found if block else found[-1:])
+        return self._inside[place]
 
-    def _changed(self, offer: Offer, operator: Operator, at: Widths) -> float:
-        key = operator.name, at
-        if key not in self._alone:
-            before = alone(self.network, operator, dict(zip(self.touched(operator), at, strict=True)))
-            self._alone[key] = before, self.figure.of(before)
-        before, figure = self._alone[key]
-        try:
-            after = offer.transform.predict(before, offer.option)
-        except UnsupportedError:
-            return math.inf
-        return self.figure.of(after) - figure
+    def around(self, place: Place) -> tuple[str, ...]:
+        """The channel groups that a layer or a block reads or writes, sorted."""
+        if place not in self._around:
+            self._around[place] = tuple(sorted({g for operator in self.inside(place) for g in self.touched(operator)}))
+        return self._around[place]
+
+    def widths_at(self, place: Place, widths: Mapping[str, int]) -> Widths:
+        """The widths of those groups."""
+        return tuple(widths.get(g, self.network.groups[g].width) for g in self.around(place))
+
+    def _before(self, place: Place, at: Widths) -> tuple[Network, float]:
+        """What a lever is priced on, the layer alone or all of the network at these widths, and the figure of it."""
+        if (place, at) not in self._alone:
+            widths = dict(zip(self.around(place), at, strict=True))
+            if place[0] == "block":
+                before = self.network.with_widths(widths)
+            else:
+                before = alone(self.network, self.inside(place)[0], widths)
+            self._alone[place, at] = before, self.figure.of(before)
+        return self._alone[place, at]
+
+
+def within(module: str, block: str) -> bool:
+    """Whether a module lies inside another, by their paths."""
+    return module.startswith(f"{block}.")
 
 
 def alone(network: Network, operator: Operator, widths: Mapping[str, int]) -> Network:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import nnls
 
-from mobilekit.planner.offers import Found, Offer, by_method
+from mobilekit.planner.offers import ORDER, Found, Offer, by_method
 
 POWER = 2.0
 """Of the strength, that a damage grows by where one strength alone was measured: what is removed enters outputs
@@ -61,17 +61,23 @@ class Parts:
     """Summed damage of a choice by what it changes, and what was measured of all of it together."""
 
     channels: float
+    blocks: float
     layers: float
     precision: float
     measured: float
 
+    @property
+    def each(self) -> np.ndarray:
+        """The sums, shape (4,)."""
+        return np.array([self.channels, self.blocks, self.layers, self.precision])
+
     @staticmethod
     def of(found: Found, measured: float) -> Parts:
         """The parts of a search's answer."""
-        by = {"channels": 0.0, "layer": 0.0}
+        by = dict.fromkeys(ORDER, 0.0)
         for offer in found.choice.values():
             by[offer.transform.at] += offer.damage or 0.0
-        return Parts(by["channels"], by["layer"], found.start.damage, measured)
+        return Parts(by["channels"], by["block"], by["layer"], found.start.damage, measured)
 
 
 @dataclass(frozen=True)
@@ -82,28 +88,23 @@ class Correction:
     """
 
     channels: float = 1.0
+    blocks: float = 1.0
     layers: float = 1.0
     precision: float = 1.0
 
     def of(self, offer: Offer) -> Offer:
         """The offer as the search should see it."""
-        factor = self.channels if offer.transform.at == "channels" else self.layers
-        return replace(offer, factor=factor)
+        factors = dict(zip(ORDER, (self.channels, self.blocks, self.layers), strict=True))
+        return replace(offer, factor=factors[offer.transform.at])
 
 
 def correction(seen: Sequence[Parts]) -> Correction:
     """Factors by non-negative least squares of relative errors, pulled towards one."""
-    rows = [
-        (np.array([p.channels, p.layers, p.precision]) / max(p.measured, LEAST), 1.0)
-        for p in seen
-        if p.channels + p.layers + p.precision > LEAST
-    ]
+    rows = [parts.each / max(parts.measured, LEAST) for parts in seen if parts.each.sum() > LEAST]
     if not rows:
         return Correction()
-    pull = math.sqrt(TRUST)
+    pull, kinds = math.sqrt(TRUST), len(rows[0])
     # the pull counts where a kind took part: what was not seen keeps its factor
-    matrix = np.vstack([np.array([row for row, _ in rows]), pull * np.eye(3)])
-    wanted = np.array([*(value for _, value in rows), *([pull] * 3)])
-    factors, _ = nnls(matrix, wanted)
-    channels, layers, precision = (float(min(max(f, 0.1), 100.0)) for f in factors)
-    return Correction(channels, layers, precision)
+    matrix = np.vstack([np.array(rows), pull * np.eye(kinds)])
+    factors, _ = nnls(matrix, np.array([*([1.0] * len(rows)), *([pull] * kinds)]))
+    return Correction(*(float(min(max(factor, 0.1), 100.0)) for factor in factors))

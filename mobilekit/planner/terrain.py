@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mobilekit.planner.offers import Choice, Offer, Place, Start
-from mobilekit.planner.surface import Changes, Figure, Surface
+from mobilekit.planner.surface import Changes, Figure, Surface, within
 
 State = dict[Place, int]
 """Option taken at each place; 0: none."""
@@ -47,9 +47,14 @@ class Terrain:
         self.surfaces = [
             Surface(start.network, offered, limit.figure, each) for limit, each in zip(self.limits, known, strict=True)
         ]
+        self.holders = {
+            place: [other for other in self.options if other[0] == "block" and within(place[1], other[1])]
+            for place in self.options
+            if place[0] == "layer"
+        }
         self.scales = np.array([_scale(s.base, limit.most) for s, limit in zip(self.surfaces, limits, strict=True)])
         self.beside = self._beside()
-        self._at_layers: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+        self._at_places: dict[tuple[Place, tuple[int, ...]], np.ndarray] = {}
 
     def _beside(self) -> dict[Place, list[Place]]:
         """Places whose figures hang on each other."""
@@ -60,7 +65,7 @@ class Terrain:
             if at == "channels":
                 found[place] |= {("channels", other) for other in first.neighbours[where]}
                 continue
-            for group in first.around[where]:
+            for group in first.around(place):
                 if ("channels", group) in found:
                     found[place].add(("channels", group))
                     found["channels", group].add(place)
@@ -76,8 +81,16 @@ class Terrain:
         return dict.fromkeys(self.options, 0)
 
     def choice(self, state: State) -> Choice:
-        """The offers of a state."""
-        return {place: self.options[place][taken - 1] for place, taken in state.items() if taken}
+        """The offers of a state; those at layers of blocks that go are of no use."""
+        return {
+            place: self.options[place][taken - 1]
+            for place, taken in state.items()
+            if taken and not self._gone(place, state)
+        }
+
+    def _gone(self, place: Place, state: State) -> bool:
+        """Whether a layer lies in a block that the state takes away."""
+        return any(state[block] for block in self.holders.get(place, ()))
 
     def state(self, choice: Choice) -> State:
         """The state of a choice among these offers; what is not offered here is left out."""
@@ -100,8 +113,10 @@ class Terrain:
             if not taken:
                 continue
             at, where = place
+            if self._gone(place, state):
+                continue
             for index, surface in enumerate(self.surfaces):
-                if at == "layer":
+                if at != "channels":
                     found[index] += surface.change(self.options[place][taken - 1], widths)
                     continue
                 found[index] += surface.single[where][taken]
@@ -118,24 +133,38 @@ class Terrain:
         Shape (limits, options).
         """
         name, where = place
+        if name == "block":
+            return self._at_block(place, state)
         if name == "layer":
-            return self._at_layer(where, self._widths(state))
+            own = self._at_place(place, self._widths(state))
+            return np.zeros_like(own) if self._gone(place, state) else own
         found = np.stack([self._of_channels(surface, where, state) for surface in self.surfaces])
         with np.errstate(invalid="ignore"):  # what cannot be is infinite, and less itself it is no number
             return np.asarray((found - found[:, :1]) * self.scales[:, None])
 
-    def _at_layer(self, where: str, widths: dict[str, int]) -> np.ndarray:
-        key = where, self.surfaces[0].widths_at(where, widths)
-        if key not in self._at_layers:
-            rows = [[0.0, *(s.change(o, widths) for o in self.options["layer", where])] for s in self.surfaces]
-            self._at_layers[key] = np.asarray(np.array(rows) * self.scales[:, None])
-        return self._at_layers[key]
+    def _at_place(self, place: Place, widths: dict[str, int]) -> np.ndarray:
+        key = place, self.surfaces[0].widths_at(place, widths)
+        if key not in self._at_places:
+            rows = [[0.0, *(s.change(o, widths) for o in self.options[place])] for s in self.surfaces]
+            self._at_places[key] = np.asarray(np.array(rows) * self.scales[:, None])
+        return self._at_places[key]
+
+    def _at_block(self, place: Place, state: State) -> np.ndarray:
+        """With the block, what levers did to its layers goes too."""
+        widths = self._widths(state)
+        found = self._at_place(place, widths).copy()
+        rest = {**state, place: 0}
+        for layer, blocks in self.holders.items():
+            if state[layer] and place in blocks and not self._gone(layer, rest):
+                found[:, 1:] -= self._at_place(layer, widths)[:, [state[layer]]]
+        return found
 
     def _of_channels(self, surface: Surface, where: str, state: State) -> np.ndarray:
         total = surface.single[where].copy()
         for other in surface.neighbours[where]:
             total += surface.pair[where, other][:, state["channels", other]]
-        taken = [p for p in self.beside["channels", where] if p[0] == "layer" and state[p]]
+        beside = self.beside["channels", where]
+        taken = [p for p in beside if p[0] != "channels" and state[p] and not self._gone(p, state)]
         if not taken:
             return total
         widths, offered = self._widths(state), surface.offered[where]

@@ -23,33 +23,33 @@ def numbered(network: Network, position: int, links: Sequence[Link]) -> tuple[li
 
     Numbers move by as many nodes as the links add, so that nodes which are no operators keep their place.
     """
-    old_base = _split(network.operators[position].name)[0]
+    old_base = split(network.operators[position].name)[0]
     following: dict[str, int] = {}
     for base in {NODES[link.kind] for link in links} | {old_base}:
-        earlier = [_split(o.name)[1] + 1 for o in network.operators[:position] if _split(o.name)[0] == base]
-        own = _split(network.operators[position].name)[1] if base == old_base else None
+        earlier = [split(o.name)[1] + 1 for o in network.operators[:position] if split(o.name)[0] == base]
+        own = split(network.operators[position].name)[1] if base == old_base else None
         following[base] = own if own is not None else max(earlier, default=0)
     moved = {base: sum(NODES[link.kind] == base for link in links) - (base == old_base) for base in following}
     names = []
     for link in links:
         base = NODES[link.kind]
-        names.append(_joined(base, following[base]))
+        names.append(joined(base, following[base]))
         following[base] += 1
     renamed = {}
     for operator in network.operators[position + 1 :]:
-        base, number = _split(operator.name)
+        base, number = split(operator.name)
         if moved.get(base):
-            renamed[operator.name] = _joined(base, number + moved[base])
+            renamed[operator.name] = joined(base, number + moved[base])
     return names, renamed
 
 
-def _split(name: str) -> tuple[str, int]:
+def split(name: str) -> tuple[str, int]:
     """A node's name without its number, and the number: conv2d, conv2d_1, conv2d_2."""
     base, _, number = name.rpartition("_")
     return (base, int(number)) if base and number.isdecimal() else (name, 0)
 
 
-def _joined(base: str, number: int) -> str:
+def joined(base: str, number: int) -> str:
     return f"{base}_{number}" if number else base
 
 
@@ -76,13 +76,13 @@ def labels(network: Network, position: int, unit: Unit) -> dict[str, tuple[str, 
         if unit.writer is not None:
             found[written] = (unit.writer.rpartition(".")[0],)
         elif len(producers) > 1:
-            found[written] = (_label(network, producers[1].parameter),)
+            found[written] = (label_of(network, producers[1].parameter),)
         elif unit.own is not None:
             found[written] = (f"<{first + unit.own[1]}>",)
     return found
 
 
-def _label(network: Network, parameter: str) -> str:
+def label_of(network: Network, parameter: str) -> str:
     """A group's name by its first weight: the layer's path, where no other group has it."""
     layer = parameter.rpartition(".")[0]
     others = sum(g.producers[0].parameter.rpartition(".")[0] == layer for g in network.groups.values() if g.producers)
@@ -131,7 +131,7 @@ def reason_read(network: Network, name: str, position: int, reason: str) -> str 
 
     None: the group's own reason stays.
     """
-    return reason if _met_at(network, name, network.groups[name]) > position else None
+    return reason if met_at(network, name, network.groups[name]) > position else None
 
 
 def reason_written(network: Network, name: str, position: int, unit: Unit) -> str | None:
@@ -142,18 +142,18 @@ def reason_written(network: Network, name: str, position: int, unit: Unit) -> st
     if unit.own is None:
         return None
     group, old = network.groups[name], network.operators[position]
-    met = _met_at(network, name, group)
+    met = met_at(network, name, group)
     if met < position:
         return None
     if met < len(network.operators) and group.producers[0].parameter != f"{old.module}.weight":
         sums = (i for i, o in enumerate(network.operators) if i > position and name in o.out_groups)
-        joined = next((i for i in sums if len(network.operators[i].inputs) > 1), len(network.operators))
-        if met < joined:
+        first = next((i for i in sums if len(network.operators[i].inputs) > 1), len(network.operators))
+        if met < first:
             return None
     return unit.own[0]
 
 
-def _met_at(network: Network, name: str, group: ChannelGroup) -> int:
+def met_at(network: Network, name: str, group: ChannelGroup) -> int:
     """Position of the operator for which a trace refuses the group; behind all of them for none or a late reason.
 
     -1 where it cannot be told.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -54,7 +55,7 @@ def layer_at(module: nn.Module, path: str) -> Layer:
     layer = module.get_submodule(path)
     if not isinstance(layer, nn.Conv2d | nn.Linear) or not isinstance(layer.weight, nn.Parameter):
         raise UnsupportedError(f"{place}: it is a {type(layer).__name__}, no convolution or linear layer")
-    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
+    if hooked(layer):
         raise UnsupportedError(f"{place}: hooks are registered on it")
     modules = list(module.named_modules(remove_duplicate=False))
     own = (layer.weight, layer.bias)
@@ -66,6 +67,11 @@ def layer_at(module: nn.Module, path: str) -> Layer:
     if not all(bool(torch.isfinite(t).all()) for t in own if t is not None):
         raise BadInputError(f"the weights of '{path}' hold values that are not finite")
     return layer
+
+
+def hooked(part: nn.Module) -> bool:
+    """Whether something is registered that runs with the module's forward or backward."""
+    return any((part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks))
 
 
 def kernel_of(layer: Layer) -> np.ndarray:
@@ -192,14 +198,24 @@ def put(module: nn.Module, path: str, chain: nn.Module, example_input: torch.Ten
 
 def _run(module: nn.Module, part: nn.Module, example_input: torch.Tensor) -> list[tuple[int, ...]]:
     """Run the module in eval mode, leaving its modes as they were: the shapes that went into one of its parts."""
-    modes = [(m, m.training) for m in module.modules()]
     shapes: list[tuple[int, ...]] = []
     handle = part.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     try:
-        with torch.no_grad():
-            module.eval()(example_input)
+        with evaluated(module):
+            module(example_input)
     finally:
         handle.remove()
+    return shapes
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, for as long as it lasts."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
         for each, training in modes:
             each.training = training
-    return shapes

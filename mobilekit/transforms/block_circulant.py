@@ -35,7 +35,7 @@ class BlockCirculant:
 
     name = "block_circulant"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "network"] = "layer"
+    at: Literal["channels", "layer", "block", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Nothing: no runtime gets faster by it."""

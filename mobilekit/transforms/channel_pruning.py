@@ -36,7 +36,7 @@ class ChannelPruning:
 
     name = "channel_pruning"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "network"] = "channels"
+    at: Literal["channels", "layer", "block", "network"] = "channels"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each prunable group at each strength, rounded to the channel multiple that the runtime likes,

@@ -57,7 +57,7 @@ class GroupConvolution:
 
     name = "group_convolution"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "network"] = "layer"
+    at: Literal["channels", "layer", "block", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each suitable layer by each method, at strengths that save at least 20 % of its multiply-accumulates.

@@ -41,7 +41,7 @@ class Int8:
 
     name = "int8"
     changes: Literal["structure", "precision"] = "precision"
-    at: Literal["channels", "layer", "network"] = "network"
+    at: Literal["channels", "layer", "block", "network"] = "network"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """The whole network in int8, where the runtime has int8 on this device."""

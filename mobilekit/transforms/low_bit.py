@@ -34,7 +34,7 @@ class LowBit:
 
     name = "low_bit"
     changes: Literal["structure", "precision"] = "precision"
-    at: Literal["channels", "layer", "network"] = "layer"
+    at: Literal["channels", "layer", "block", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Nothing: no runtime gets faster by it."""

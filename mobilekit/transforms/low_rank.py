@@ -30,7 +30,7 @@ class LowRank:
 
     name = "low_rank"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "network"] = "layer"
+    at: Literal["channels", "layer", "block", "network"] = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each suitable layer by each suitable method, at ranks that save at least 20 % of its work."""
