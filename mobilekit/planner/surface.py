@@ -19,7 +19,7 @@ import numpy as np
 
 from mobilekit.errors import UnsupportedError
 from mobilekit.planner.offers import Offer, Place
-from mobilekit.types import INPUT_GROUP, Network, Operator, Precision
+from mobilekit.types import INPUT_GROUP, Network, Operator, Precision, within
 
 Widths = tuple[int, ...]
 Changes = dict[tuple[str, tuple[Precision, ...], Widths], float]
@@ -141,7 +141,7 @@ class Surface:
         if place not in self._inside:
             at, where = place
             block = at == "block"
-            found = [o for o in self.network.operators if o.module == where or (block and within(o.module, where))]
+            found = [o for o in self.network.operators if (within(o.module, where) if block else o.module == where)]
             self._inside[place] = tuple(found if block else found[-1:])
         return self._inside[place]
 
@@ -165,11 +165,6 @@ class Surface:
                 before = alone(self.network, self.inside(place)[0], widths)
             self._alone[place, at] = before, self.figure.of(before)
         return self._alone[place, at]
-
-
-def within(module: str, block: str) -> bool:
-    """Whether a module lies inside another, by their paths."""
-    return module.startswith(f"{block}.")
 
 
 def alone(network: Network, operator: Operator, widths: Mapping[str, int]) -> Network:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mobilekit.planner.offers import Choice, Offer, Place, Start
-from mobilekit.planner.surface import Changes, Figure, Surface, within
+from mobilekit.planner.surface import Changes, Figure, Surface
+from mobilekit.types import within
 
 State = dict[Place, int]
 """Option taken at each place; 0: none."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mobilekit.errors import UnsupportedError
 from mobilekit.transforms._naming import split
-from mobilekit.types import INPUT_GROUP, Network, Operator
+from mobilekit.types import INPUT_GROUP, Network, Operator, within
 
 INPUT = "input"
 """In `Operator.inputs`: the network's input."""
@@ -34,11 +34,6 @@ class Block:
     def owns(self, name: str) -> bool:
         """Whether a module, parameter or buffer of this name is part of the block."""
         return within(name, self.path)
-
-
-def within(name: str, path: str) -> bool:
-    """Whether the name is the module's own path or lies below it."""
-    return name == path or name.startswith(f"{path}.")
 
 
 def blocks(network: Network) -> tuple[dict[str, Block], dict[str, str]]:

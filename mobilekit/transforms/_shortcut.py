@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mobilekit.errors import UnsupportedError
-from mobilekit.transforms._residual import within
 from mobilekit.transforms._surgery import evaluated, hooked
+from mobilekit.types import within
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a module is called with: by position, and by name."""

@@ -12,8 +12,8 @@ from typing import Literal
 
 from mobilekit.errors import UnsupportedError
 from mobilekit.transforms._bypass import bypassed, renumbered
-from mobilekit.transforms._residual import Block, blocks, within
-from mobilekit.types import Candidate, Network, Option, RuntimeEntry
+from mobilekit.transforms._residual import Block, blocks
+from mobilekit.types import Candidate, Network, Option, RuntimeEntry, within
 
 
 class BlockRemoval:

@@ -22,6 +22,7 @@ from mobilekit.types.network import (
     OperatorPrice,
     OperatorShape,
     Producer,
+    within,
 )
 from mobilekit.types.plan import (
     Budget,
@@ -106,4 +107,5 @@ __all__ = [
     "Together",
     "Validation",
     "Value",
+    "within",
 ]

@@ -174,6 +174,15 @@ class Network(Value):
         return sum(self.shape(operator).macs for operator in self.operators)
 
 
+def within(name: str, path: str) -> bool:
+    """Whether a name is the module's own path or lies below it.
+
+    >>> within("stage1.0.conv1", "stage1.0"), within("stage1.01", "stage1.0")
+    (True, False)
+    """
+    return name == path or name.startswith(f"{path}.")
+
+
 class OperatorPrice(Value):
     """Predicted time of one operator."""
 
