@@ -34,6 +34,7 @@ from mobilekit.types import (
     Report,
     Round,
     StageRow,
+    Together,
 )
 
 HOSTILE = (
@@ -580,6 +581,16 @@ def test_a_long_table_keeps_its_alignment() -> None:
         "| ---: | ---: |"
     )
     assert "| 400 more in report.json |  |  |  |  |" in lines
+
+
+@pytest.mark.parametrize("agreement", [0.9375, None])
+def test_what_the_plan_does_as_a_whole_stands_below_its_rows(agreement: float | None) -> None:
+    said = "All of it together, measured before any training: a damage of 0.2215"
+    assert said not in markdown(sample_report())
+    report = sample_report(together=Together(damage=0.22146, agreement=agreement))
+    more = "." if agreement is None else ", the same class for 93.8% of the inputs."
+    assert said + more in markdown(report)
+    assert said + more in html(report)
 
 
 def test_a_sentence_about_the_data_ends_once() -> None:
