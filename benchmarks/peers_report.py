@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import lab
-from peer_cells import FINAL_SECONDS, GAIN_IN_INT8, LOSS_IN_INT8, NETWORKS, OURS, PARTS, SAMPLES_KEPT
+from peer_cells import FINAL_SECONDS, GAIN_IN_INT8, LOSS_IN_INT8, NETWORKS, OURS, PARTS, SAMPLES_KEPT, SLACK
 from peer_methods import FINE_TUNING, FROM_SCRATCH, PRUNING_STEPS, NetAdapt, peers
 
+from mobilekit.pipeline import trial
 from mobilekit.workloads import fashion_mnist
 
 SPEEDUPS = (2.0, 4.0, 8.0)
 CHECKED, QUICKER, POINTS = 4.0, 1.3, 0.01
 """At this speedup mobilekit is to be so many times faster at the best peer's accuracy, or so much more accurate."""
-SLACK = 0.95
-"""Measured speedups repeat within some percent: a file this far below what was asked for still counts."""
 SEEDS = 3
 
 Row = Mapping[str, Any]
@@ -27,7 +26,7 @@ def text(known: Mapping[str, Row], minutes: float) -> str:
     """The whole document: a point without cells says so."""
     results = Results(known, minutes)
     places = [Place(results, network, runtime) for network in NETWORKS for runtime in lab.RUNTIMES]
-    lines = [f"# mobilekit and its peers, {minutes:g} minutes of training each", "", *head(results), ""]
+    lines = [f"# mobilekit and its peers, training of {minutes:g} min each", "", *head(results), ""]
     lines += [*summary(places), ""]
     for place in places:
         lines += [*place.lines(), ""]
@@ -128,19 +127,21 @@ class Place:
         return max((one for one in found if one[1].fit), key=lambda one: one[1].accuracy, default=None)
 
     def lead(self, speedup: float) -> float | None:
-        """By how much mobilekit is more accurate than the best peer, a fraction; None where one of them is missing."""
+        """By how much mobilekit is more accurate than the best peer, a fraction; None where one of them is not fast
+        enough, or a method has not run."""
         ours, best = self.point(OURS, speedup), self.best_peer(speedup)
-        return ours.accuracy - best[1].accuracy if ours.fit and best is not None else None
+        if best is None or not ours.fit or self.missing(speedup):
+            return None
+        return ours.accuracy - best[1].accuracy
 
     def wins(self, speedup: float) -> bool | None:
         """Whether mobilekit is the most accurate, or the only one that is fast enough. None: not decided yet, for a
         method has not run."""
-        lead, ours = self.lead(speedup), self.point(OURS, speedup)
-        if self.missing(speedup):
-            return None
+        lead = self.lead(speedup)
         if lead is not None:
             return lead > 0
-        return True if ours.fit else False if self.best_peer(speedup) is not None else None
+        ours, peer = bool(self.point(OURS, speedup).fit), self.best_peer(speedup) is not None
+        return ours if ours != peer and not self.missing(speedup) else None
 
     def missing(self, speedup: float) -> list[str]:
         """Methods that were not run."""
@@ -196,7 +197,7 @@ class Place:
     def passes(self) -> bool | None:
         """None: not decided yet."""
         lead = self.lead(CHECKED)
-        if lead is None or self.missing(CHECKED):
+        if lead is None:
             return self.wins(CHECKED)
         return lead >= POINTS or any(ours.ratio >= QUICKER * peer.ratio for ours, peer in self._as_accurate())
 
@@ -242,12 +243,15 @@ An entry is the mean accuracy of the exported files on all test images in %, ± 
 * Every method starts from the same trained network and trains for the same seconds on the same batches of
   {fashion_mnist.TRAIN_BATCH}, in the order of the seed. What comes before (planning, search of strengths) is not
   counted. Trainings ran on the CPU; the code sends those of the peers to a GPU where there is one, which was not run.
+* mobilekit distils from the original. Its planning tries combinations by at most {trial.MOST_STEPS} training steps
+  each, whose weights are thrown away: like all of the planning they are not counted.
+  {_in_all(results.trained)}
 * A file counts from {SLACK:.0%} of the speedup that was asked for: measured ratios repeat within some percent.
 * Peers have one knob. Before any training it is set by bisection so that the untrained file is just as fast as asked,
   as measured: shares of channels in {PARTS} parts, widths in multiples that the runtime likes, and in halves or
   quarters of those where that comes closer. Right before the training it is measured once more, and turned up by
-  steps until it is as fast then. Where the original is fast enough in int8 nothing is pruned, and it is
-  trained all the same.
+  steps until it is as fast then; where it never is, its fastest file is trained, if that one counts. Where the
+  original is fast enough in int8 nothing is pruned, and it is trained all the same.
 * Peers are quantised to int8. Where int8 costs the original more than {100 * LOSS_IN_INT8:g} points or makes it less
   than {GAIN_IN_INT8:g} times faster they are tried in fp32 too, and the better precision counts: chosen by the test
   images, which favours the peers.
@@ -261,6 +265,18 @@ An entry is the mean accuracy of the exported files on all test images in %, ± 
 * Raw samples are in `peers.samples.jsonl`: {SAMPLES_KEPT} rounds of each final measurement, evenly chosen.
 """
     return [*words.splitlines(), *(f"* {line}." for line in results.conditions())]
+
+
+def _in_all(trained: Sequence[Row]) -> str:
+    """How long whole cells took, for what is not counted differs."""
+    ours = [row["seconds"] for row in trained if row["method"] == OURS]
+    others = [row["seconds"] for row in trained if row["method"] != OURS]
+    if not ours or not others:
+        return ""
+    return (
+        f"In all a cell of mobilekit took {statistics.median(ours) / 60:.1f} minutes (median), one of a peer "
+        f"{statistics.median(others) / 60:.1f}, the search of its strength aside."
+    )
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:

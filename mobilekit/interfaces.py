@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mobilekit.types import (
+    At,
     BenchRequest,
     BenchResult,
     Candidate,
@@ -36,10 +37,8 @@ class Transform(Protocol):
     name: str
     changes: Literal["structure", "precision"]
     """Levers that change the structure are applied first: precision is chosen for the operators that are left."""
-    at: Literal["channels", "layer", "block", "network"]
-    """What an option's `where` names: a channel group; "layer": the module path of a layer; "block": the module path of
-    a residual block; or the whole network (or one of its operators). Two structural levers at one place exclude each
-    other."""
+    at: At
+    """What an option's `where` names. Two structural levers at one place exclude each other."""
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Places and strengths that suit this runtime of the device. Never an option that `apply` would refuse."""

@@ -20,7 +20,7 @@ from mobilekit.errors import MobilekitError
 from mobilekit.evaluate import batch_size, classes, divergence, outputs, top1_agreement
 from mobilekit.network.grids import int8_rounded
 from mobilekit.network.layer_calls import out_dim
-from mobilekit.types import Candidate, Network, Option
+from mobilekit.types import Candidate, Network, Option, within
 
 MOST_SAMPLES, FEWEST_SAMPLES = 128, 16
 PASSES = 24_000
@@ -267,7 +267,7 @@ def _units(module: nn.Module, most: int) -> list[str]:
 
 
 def _inside(path: str, units: Sequence[str]) -> bool:
-    return any(path == unit or path.startswith(f"{unit}.") for unit in units)
+    return any(within(path, unit) for unit in units)
 
 
 @contextmanager

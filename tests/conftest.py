@@ -179,7 +179,7 @@ def hasten(patch: Callable[[object, str, object], object]) -> None:
     import torch
 
     from mobilekit import bench
-    from mobilekit.pipeline import story
+    from mobilekit.pipeline import story, trial
     from mobilekit.training import distillation
 
     torch.set_num_threads(1)
@@ -188,6 +188,8 @@ def hasten(patch: Callable[[object, str, object], object]) -> None:
     patch(distillation, "FEWEST_STEPS", 20)
     patch(distillation, "MOST_STEPS", 20)
     patch(distillation, "CHECKPOINT_SECONDS", 0.0)
+    patch(trial, "FEWEST_STEPS", 4)
+    patch(trial, "MOST_STEPS", 4)
 
 
 def quicken(patch: Callable[[object, str, object], object]) -> None:

@@ -37,6 +37,9 @@ def test_a_front_of_plans(tiny: Path, quick: None, tmp_path: Path, monkeypatch: 
     for row in rows:
         plan = Plan.model_validate_json((out / row.plan).read_bytes())
         assert plan.estimate.latency_ms == row.predicted_ms
+        assert plan.together is not None
+        assert (plan.together.damage, plan.together.agreement) == (row.damage, row.agreement)
+        assert row.judged == plan.together.when
         assert row.target_ms is None or plan.estimate.latency_ms <= row.target_ms * 1.0001
         assert row.measured_ms is not None
         assert row.measured_ms > 0
@@ -52,6 +55,7 @@ def test_a_front_of_plans(tiny: Path, quick: None, tmp_path: Path, monkeypatch: 
         text = (out / name).read_text(encoding="utf-8").replace("<wbr>", "")
         assert rows[0].plan in text
         assert "before any training" in text
+        assert rows[0].judged in text
     applied = pipeline.apply(out / rows[0].plan, str(tiny), tmp_path / "applied", pipeline.Listener())
     assert applied.result.latency_ms == pytest.approx(rows[0].measured_ms, rel=0.02)
     assert len(applied.plan) == rows[0].options

@@ -31,6 +31,7 @@ from mobilekit.planner.terrain import Limit, Terrain
 from mobilekit.planner.worth import Worth, worth
 from mobilekit.types import (
     INPUT_GROUP,
+    At,
     Axis,
     ChannelGroup,
     Estimate,
@@ -361,7 +362,7 @@ class Slower:
 
     name: str = "slower"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "block", "network"] = "channels"
+    at: At = "channels"
 
     def predict(self, network: Network, option: Option) -> Network:
         wider = int(option.settings["width"] or 0)

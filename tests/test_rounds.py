@@ -194,7 +194,9 @@ def test_wrong_prices_converge_within_three_rounds(met: tuple[mk.Report, Path]) 
     report, _ = met
     assert report.verdict == "met"
     assert 2 <= len(report.rounds) <= 3
-    assert [row.accepted for row in report.rounds] == [False] * (len(report.rounds) - 1) + [True]
+    accepted = [row.accepted for row in report.rounds]
+    assert accepted == sorted(accepted)  # one that fits may be made slower again
+    assert accepted[-1]
     (finding,) = report.findings
     assert finding.met
     assert finding.judged is not None

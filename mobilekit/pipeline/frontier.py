@@ -39,10 +39,10 @@ def frontier(
     rows, plans = [], []
     for number, one in enumerate(found, 1):
         searched = search(run, prices, known, one.latency_ms)
-        plan = write_plan(run, prices, known, searched, one)
+        together = combination(run, prices, f"front {number}", one)
+        plan = write_plan(run, prices, known, searched, one).model_copy(update={"together": together})
         name = f"plans/plan-{number}.json"
         run.store.write_text(name, plan.model_dump_json(indent=2) + "\n")
-        together = combination(run, prices, f"front {number}", one)
         plans.append(plan)
         rows.append(_row(name, plan, together))
     if run.job.device is not None and not dry:
@@ -76,6 +76,7 @@ def _row(name: str, plan: Plan, together: Together | None) -> FrontierRow:
         ratio=None,
         damage=None if together is None else together.damage,
         agreement=None if together is None else together.agreement,
+        judged="" if together is None else together.when,
         options=len(plan.chosen),
         beaten=False,
     )

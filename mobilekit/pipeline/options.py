@@ -7,18 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from mobilekit import registry
 from mobilekit.errors import MobilekitError
 from mobilekit.pipeline.original import Baseline, Prices, whole_int8
 from mobilekit.pipeline.run import Run
+from mobilekit.pipeline.trial import tried
 from mobilekit.planner.offers import Found, Method, Offer, Start, by_method, in_order, predicted
 from mobilekit.planner.precision import starts
 from mobilekit.planner.surface import alone
-from mobilekit.planner.surrogate import Correction, Parts, completed, correction
+from mobilekit.planner.surrogate import Parts, completed, correction
 from mobilekit.planner.worth import worth
 from mobilekit.sensitivity import (
     HOPELESS,
+    MOST_SAMPLES,
     Reference,
     damages,
     int8_damages,
@@ -27,6 +30,7 @@ from mobilekit.sensitivity import (
     simulated_int8,
 )
 from mobilekit.types import Candidate, Network, Option, RejectedOption, Together, Value
+from mobilekit.workload import FEWEST_TO_SPLIT
 
 SEARCHED = ("channel_pruning", "block_removal", "group_convolution", "low_rank", "int8")
 """The levers that the search combines; the others are applied by their names."""
@@ -38,6 +42,8 @@ TOO_SLOW = frozenset({"cp"})
 """Methods whose fit takes as long as all others together: carried out where a plan names them."""
 RUNS = 240
 """Runs of the network that measuring is planned for: it fixes the samples of each."""
+RUNS_TOGETHER = 100
+"""The same for each combination, which is judged more carefully."""
 MOST_METHODS = 3
 """Methods of one lever that are searched at one layer: those that save most."""
 
@@ -79,9 +85,16 @@ class Offered:
     seen: Seen = ()
 
     @property
-    def correction(self) -> Correction:
-        """Factors that combinations taught."""
-        return correction([Parts.of(found, together.damage) for found, together in self.seen if together])
+    def promising(self) -> Offered:
+        """Without the offers of which each alone leaves nothing of the network, or would as far as is known."""
+        left = [o for o in self.offers if (o.assumed if o.damage is None else o.damage) < HOPELESS]
+        return replace(self, offers=tuple(left))
+
+    def taught(self, seen: Seen) -> Offered:
+        """The same options with the factors that these combinations teach, in the place of earlier ones."""
+        factors = correction([Parts.of(found, together.damage) for found, together in seen if together])
+        starts = tuple(replace(start, factor=factors.precision) for start in self.starts)
+        return replace(self, starts=starts, offers=tuple(factors.of(offer) for offer in self.offers), seen=seen)
 
 
 def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, seen: Seen = ()) -> Offered:
@@ -97,12 +110,7 @@ def offered(run: Run, prices: Prices, base: Baseline, known: Damages | None, see
         turned_down += _cannot(offers, refused)
         left = [o for o in offers if o.key not in refused]
         offers = completed(left, strength(prices.network), HOPELESS)
-    result = Offered(begin, tuple(offers), found.saved_ms, tuple(turned_down), known, seen)
-    if not seen:
-        return result
-    factors = result.correction
-    begin = tuple(replace(start, factor=factors.precision) for start in begin)
-    return replace(result, starts=begin, offers=tuple(factors.of(offer) for offer in offers))
+    return Offered(begin, tuple(offers), found.saved_ms, tuple(turned_down), known).taught(seen)
 
 
 def _rank(key: Method, saved: Mapping[Method, float]) -> int:
@@ -171,12 +179,11 @@ def with_damages(run: Run, prices: Prices, base: Baseline, known: Offered) -> Of
 def _measure(run: Run, prices: Prices, known: Offered) -> Damages:
     """Damages of as many options as the passes allow, in the order of what they save."""
     network, workload = prices.network, run.job.workload
-    inputs = torch.cat(list(workload.calibration))
-    inputs = inputs[: samples(network.macs, RUNS)]
+    inputs, others = _parted(workload.calibration, samples(network.macs, RUNS))
     reference = Reference(workload.module, inputs)
     most = passes_at_most(network.macs)
     picked = _picked(known, strength(network), most / len(inputs))
-    start = _fewer(run.start(network), inputs)
+    start = _fewer(run.start(network), others)
     share = 0.75 if len(known.starts) > 1 else 1.0
 
     def applied(candidate: Candidate, option: Option) -> Candidate:
@@ -198,6 +205,19 @@ def _measure(run: Run, prices: Prices, known: Offered) -> Damages:
         passes=round(sum(v.passes for v in values) + len(inputs) * sum(_units(o) - 1 for o in picked)),
         most_passes=most,
     )
+
+
+def _parted(calibration: Sequence[torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs to judge on and inputs to fit on, at most so many each.
+
+    They are not the same where there are enough: a layer with more inputs than there are samples fits these exactly
+    and tells nothing of others.
+    """
+    inputs = torch.cat(list(calibration))
+    if len(inputs) < FEWEST_TO_SPLIT:
+        return inputs, inputs
+    count = min(count, len(inputs) // 2)
+    return inputs[:count], inputs[count : 2 * count]
 
 
 def _fewer(candidate: Candidate, inputs: torch.Tensor) -> Candidate:
@@ -236,23 +256,29 @@ def _picked(known: Offered, strong: functools.partial[float], units: float) -> l
     return picked
 
 
-def corrected_by(run: Run, prices: Prices, base: Baseline, known: Offered, found: Found) -> Offered:
+def corrected_by(run: Run, prices: Prices, known: Offered, found: Found) -> Offered:
     """The options with damages corrected by what this combination is measured to do."""
     measured = combination(run, prices, f"combination {len(known.seen) + 1}", found)
-    return offered(run, prices, base, known.damages, (*known.seen, (found, measured)))
+    return known.taught((*known.seen, (found, measured)))
+
+
+def large(network: Network) -> bool:
+    """Whether a combination can be judged on fewer samples than it should be."""
+    return samples(network.macs, RUNS_TOGETHER) < MOST_SAMPLES
 
 
 def combination(run: Run, prices: Prices, name: str, found: Found) -> Together | None:
     """What a search's answer does to the output as a whole, once a run; None where it cannot be applied.
 
-    Structure is applied and fitted, int8 is simulated on top of it: pruned and then quantised loses more than the sum.
+    Structure is applied, fitted and trained for a moment, int8 is simulated on top of it: pruned and then quantised
+    loses more than the sum, and training wins more back of one lever than of another.
     """
     workload = run.job.workload
-    inputs = torch.cat(list(workload.calibration))[: samples(prices.network.macs, 40.0)]
+    inputs, others = _parted(workload.calibration, samples(prices.network.macs, RUNS_TOGETHER))
     options = [o.option for o in in_order(found.choice)]
 
     def measured() -> Together | None:
-        candidate = _fewer(run.start(prices.network), inputs)
+        candidate = _fewer(run.start(prices.network), others)
         try:
             for option in options:
                 lever = registry.transform(option.transform)
@@ -260,10 +286,17 @@ def combination(run: Run, prices: Prices, name: str, found: Found) -> Together |
         except MobilekitError:
             return None
         reference = Reference(workload.module, inputs)
-        after = predicted(found.start, found.choice)
-        names = [name for name, precision in after.precisions.items() if precision == "int8"]
-        with simulated_int8(candidate.module, candidate.network, set(names), reference.batches):
-            whole = reference.damage(candidate.module)
-        return None if whole.value is None else Together(damage=whole.value, agreement=whole.agreement)
+        precisions = predicted(found.start, found.choice).precisions
+        names = [name for name, precision in precisions.items() if precision == "int8"]
+
+        def judged(module: nn.Module, steps: int) -> Together | None:
+            with simulated_int8(module, candidate.network, set(names), reference.batches):
+                whole = reference.damage(module)
+            return None if whole.value is None else Together(damage=whole.value, agreement=whole.agreement, steps=steps)
+
+        before, (module, steps) = judged(candidate.module, 0), tried(run, prices.network, candidate)
+        after = judged(module, steps) if steps else None
+        # a training keeps the weights from before it where it makes them no better
+        return min((row for row in (before, after) if row), key=lambda row: row.damage, default=None)
 
     return run.stages.run(name, Together | None, measured)

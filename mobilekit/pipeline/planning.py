@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from mobilekit import registry
@@ -12,7 +13,7 @@ from mobilekit.pipeline.options import Offered, corrected_by, with_damages
 from mobilekit.pipeline.original import Baseline, Prices, original_limit
 from mobilekit.pipeline.run import Run
 from mobilekit.planner import reasons
-from mobilekit.planner.offers import Found
+from mobilekit.planner.offers import Found, Offer
 from mobilekit.planner.search import Search
 from mobilekit.planner.surface import OneByOne
 from mobilekit.planner.terrain import Limit
@@ -20,10 +21,17 @@ from mobilekit.types import Plan
 
 MARGIN = 0.92
 """The search stays this far inside the limit: paired ratios on a shared machine repeat within 6 to 7 %."""
-COMBINATIONS = 5
+COMBINATIONS = 6
 """Combinations that are measured for the first plan; each corrects the damages for the next search."""
+COMBINATIONS_LARGE = 3
+"""The same for a network so large that each of them takes long."""
 COMBINATIONS_AGAIN = 3
 """The same for each plan that is made with other prices, beside those that were measured before."""
+FAR = 3.0
+"""Summed damage, over that of the best answer, from which a rival is not worth the time on a large network."""
+HOPEFUL = 0.1
+"""Share of its damage that a kind of lever is taken for once, where it is not chosen at its whole damage: training may
+win it back."""
 MEGABYTE = 1_000_000
 SIZE_MARGIN = 0.97
 """Predicted file sizes leave out what a format adds."""
@@ -78,16 +86,18 @@ def make_plan(run: Run, prices: Prices, known: Offered, base: Baseline) -> tuple
     found = searched.without_structure()
     if found is None:
         known = with_damages(run, prices, base, known)
-        searched = search(run, prices, known, most)
+        searched = search(run, prices, known.promising, most)
         found = searched.run()
+        if not found.reachable:
+            searched = search(run, prices, known, most)
+            found = searched.run()
         if found.reachable and found.choice:
-            searched, found, known = _checked(run, prices, base, (searched, found, known))
+            found, known = _checked(run, prices, (searched, found, known))
+        searched = search(run, prices, known, most, like=searched)
     return write_plan(run, prices, known, searched, found), known
 
 
-def _checked(
-    run: Run, prices: Prices, base: Baseline, begun: tuple[Search, Found, Offered]
-) -> tuple[Search, Found, Offered]:
+def _checked(run: Run, prices: Prices, begun: tuple[Search, Found, Offered]) -> tuple[Found, Offered]:
     """Measure combinations, correct the damages, search again; of all that are within the limit, the combination that
     was measured to do least.
 
@@ -95,45 +105,59 @@ def _checked(
     of one kind alone do not tell which of them is off. What was measured for an earlier plan of the run counts too.
     """
     first, found, known = begun
-    left = COMBINATIONS_AGAIN if known.seen else COMBINATIONS
+    promising = len(first.offers) < len(known.offers)
+    first_time = COMBINATIONS_LARGE if options.large(prices.network) else COMBINATIONS
+    left = COMBINATIONS_AGAIN if known.seen else first_time
 
-    def is_new(one: Found) -> bool:
+    def measured(one: Found) -> bool:
+        """Measure a combination; False where that was done before, or is of no use."""
         nonlocal known, left
         if not (left and one.reachable) or any(one.same_as(other) for other, _ in known.seen):
             return False
-        known, left = corrected_by(run, prices, base, known, one), left - 1
+        known, left = corrected_by(run, prices, known, one), left - 1
         return True
 
     def corrected() -> Search:
-        return search(run, prices, known, first.limits[0].most, like=first)
+        offered = known.promising if promising else known
+        return search(run, prices, offered, first.limits[0].most, like=first)
 
     for rival in (found, *_rivals(run, prices, begun)):
-        is_new(rival)
-    while is_new((searched := corrected()).run()):
-        pass
+        measured(rival)
+    searched = corrected()
+    while left and measured(searched.run()):
+        searched = corrected()
+    whole = search(run, prices, known, first.limits[0].most, like=first)
     within = [
         (together.damage, again)
         for earlier, together in known.seen
-        if together is not None and (again := searched.again(earlier)) is not None
+        if together is not None and (again := whole.again(earlier)) is not None
     ]
     if not within:
-        return first, found, known
-    _, best = min(within, key=lambda row: row[0])
-    return searched, best, known
+        return found, replace(begun[2], seen=known.seen)
+    return min(within, key=lambda row: row[0])[1], known
 
 
 def _rivals(run: Run, prices: Prices, begun: tuple[Search, Found, Offered]) -> list[Found]:
-    """The best answers of other kinds: float where the first has int8 or the other way round, and those that leave
-    layers, or layers and blocks, as they are where it does not."""
+    """The best answers of other kinds: float where the first has int8 or the other way round, those that leave layers,
+    or layers and blocks, as they are where it does not, and one with blocks or layers where it has none."""
     searched, first, known = begun
+    kinds_of_first = {at for at, _ in first.choice}
+
+    def rival(offers: Iterable[Offer]) -> Found:
+        fewer = replace(known, offers=tuple(offers))
+        return search(run, prices, fewer, searched.limits[0].most, like=searched).run()
+
     quantised = first.start is not searched.starts[0]
-    others = [f for f in searched.reached() if (f.start is not searched.starts[0]) != quantised]
-    rivals = [min(others, key=lambda f: f.damage)] if others else []
+    unlike = [f for f in searched.reached() if (f.start is not searched.starts[0]) != quantised]
+    rivals = [min(unlike, key=lambda f: f.damage)] if unlike else []
     for kinds in ({"channels", "block"}, {"channels"}):
-        if not {at for at, _ in first.choice} <= kinds:
-            fewer = replace(known, offers=tuple(o for o in known.offers if o.place[0] in kinds))
-            rivals.append(search(run, prices, fewer, searched.limits[0].most, like=searched).run())
-    return rivals
+        if not kinds_of_first <= kinds:
+            rivals.append(rival(o for o in searched.offers if o.place[0] in kinds))
+    for kind in sorted({"block", "layer"} - kinds_of_first):
+        others = [o for o in searched.offers if o.place[0] != kind]
+        measured = [o for o in known.offers if o.place[0] == kind and o.damage is not None]
+        rivals.append(rival([*others, *(replace(o, factor=HOPEFUL * o.factor) for o in measured)]))
+    return [r for r in rivals if not options.large(prices.network) or r.damage <= FAR * first.damage]
 
 
 def reachable(plan: Plan) -> bool:

@@ -107,4 +107,4 @@ def correction(seen: Sequence[Parts]) -> Correction:
     # the pull counts where a kind took part: what was not seen keeps its factor
     matrix = np.vstack([np.array(rows), pull * np.eye(kinds)])
     factors, _ = nnls(matrix, np.array([*([1.0] * len(rows)), *([pull] * kinds)]))
-    return Correction(*(float(min(max(factor, 0.1), 100.0)) for factor in factors))
+    return Correction(*(float(min(max(factor, 0.01), 100.0)) for factor in factors))

@@ -111,11 +111,9 @@ class Terrain:
         widths = self._widths(state)
         found = np.array([surface.base for surface in self.surfaces])
         for place, taken in state.items():
-            if not taken:
+            if not taken or self._gone(place, state):
                 continue
             at, where = place
-            if self._gone(place, state):
-                continue
             for index, surface in enumerate(self.surfaces):
                 if at != "channels":
                     found[index] += surface.change(self.options[place][taken - 1], widths)

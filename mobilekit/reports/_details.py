@@ -189,8 +189,8 @@ def plan(report: Report) -> Section:
     return Section("plan", "The plan", tuple(blocks))
 
 
-def _sentence(words: str) -> str:
-    return f"{words[0].upper()}{words[1:]}."
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _spaced(name: str) -> str:

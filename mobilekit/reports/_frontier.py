@@ -7,8 +7,8 @@ from mobilekit.reports._blocks import Block, Cell, Dot, Scatter, Section, Text, 
 from mobilekit.types import FrontierRow, Report
 
 EXPLAINED = (
-    "Plans from one measurement of the options, before any training: latency does not depend on the weights, what is "
-    "lost does. Carry one out with mobilekit apply."
+    "Plans from one measurement of the options, timed before any training: latency does not depend on the weights. "
+    "What is lost does, and is measured as the last column says. Carry one out with mobilekit apply."
 )
 
 
@@ -20,9 +20,10 @@ def frontier(report: Report) -> Section:
     dots = _dots(report, measured)
     if len(dots) > 1:
         blocks.append(
-            Scatter("Agreement with the original before any training", "measured" if measured else "predicted", dots)
+            Scatter("Agreement with the original before the training", "measured" if measured else "predicted", dots)
         )
-    heads = ("Plan", "Predicted ms", "Measured ms", "Times faster", "Divergence", "Agreement", "Options", "")
+    figures = ("Predicted ms", "Measured ms", "Times faster", "Divergence", "Agreement", "Options")
+    heads = ("Plan", *figures, "", "Divergence measured")
     told = [_row(row) for row in rows]
     blocks.append(table(heads, told))
     return Section("front", "Front of plans", tuple(blocks))
@@ -38,6 +39,7 @@ def _row(row: FrontierRow) -> tuple[Cell, ...]:
         num("not measured" if row.agreement is None else words.score(row.agreement)),
         num(str(row.options)),
         Cell("beaten by another" if row.beaten else "", tone="warn"),
+        Cell(row.judged),
     )
 
 

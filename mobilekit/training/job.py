@@ -12,6 +12,7 @@ from torch import nn
 
 from mobilekit.errors import BadInputError, MobilekitError, first_line
 from mobilekit.training.workers import ALONE, Workers
+from mobilekit.types import within
 
 State = dict[str, torch.Tensor]
 
@@ -97,7 +98,7 @@ class Recipe:
 
     def rate(self, parameter: str) -> float:
         """The factor on the learning rate of a parameter."""
-        paths = [path for path in self.rates if path in ("", parameter) or parameter.startswith(f"{path}.")]
+        paths = [path for path in self.rates if not path or within(parameter, path)]
         return self.rates[max(paths, key=len)] if paths else 1.0
 
 

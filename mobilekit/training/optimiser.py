@@ -10,6 +10,7 @@ from torch import nn
 
 from mobilekit.errors import BadInputError
 from mobilekit.training.job import Recipe, State
+from mobilekit.types import within
 
 Group = dict[str, Any]
 
@@ -64,7 +65,7 @@ def freeze(module: nn.Module, recipe: Recipe) -> None:
     """Parameters with the rate zero get no gradient. Raises BadInputError for paths that name nothing."""
     names = [name for name, _ in module.named_parameters()]
     for path in recipe.rates:
-        if path and not any(name == path or name.startswith(f"{path}.") for name in names):
+        if path and not any(within(name, path) for name in names):
             raise BadInputError(f"the network has no parameter at '{path}', whose learning rate was given")
     for name, parameter in module.named_parameters():
         if recipe.rate(name) == 0:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.evaluate import divergence, outputs
 from mobilekit.training.gates import owners, scales_of
-from mobilekit.types import Calibration, Network, Operator
+from mobilekit.types import Calibration, Network, Operator, within
 
 PRODUCTS = frozenset({"mul", "imul", "rmul", "multiply"})
 HOMOGENEOUS = (None, "relu", "leaky_relu")
@@ -52,7 +52,7 @@ def fold_squeeze_excite(
     Raises UnsupportedError where the block does anything else than to scale its input's channels, where neither
     neighbour can take the gate, and without calibration inputs; BadInputError where the gate is not finite.
     """
-    inside = [o for o in network.operators if o.module == place or o.module.startswith(f"{place}.")] if place else []
+    inside = [o for o in network.operators if within(o.module, place)] if place else []
     product = _product(network, inside, place)
     factors, spread = _mean_gate(module, place, calibration, network.width(product.out_groups))
     targets = _targets(module, network, product, {o.name for o in inside}, bool((factors >= 0).all()))

@@ -11,7 +11,7 @@ from mobilekit.errors import UnsupportedError
 from mobilekit.transforms._links import mapped
 from mobilekit.transforms._naming import LATE, LAYERS, opened, reworded
 from mobilekit.transforms._rewrite import relabelled, replaceable
-from mobilekit.types import Candidate, ChannelGroup, Network, Operator, Option, RuntimeEntry
+from mobilekit.types import At, Candidate, ChannelGroup, Network, Operator, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class BlockCirculant:
 
     name = "block_circulant"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "block", "network"] = "layer"
+    at: At = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Nothing: no runtime gets faster by it."""

@@ -13,7 +13,7 @@ from typing import Literal
 from mobilekit.errors import UnsupportedError
 from mobilekit.transforms._bypass import bypassed, renumbered
 from mobilekit.transforms._residual import Block, blocks
-from mobilekit.types import Candidate, Network, Option, RuntimeEntry, within
+from mobilekit.types import At, Candidate, Network, Option, RuntimeEntry, within
 
 
 class BlockRemoval:
@@ -27,7 +27,7 @@ class BlockRemoval:
 
     name = "block_removal"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "block", "network"] = "block"
+    at: At = "block"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each block that can go. One that holds another goes with it: the inner one's option is refused then."""

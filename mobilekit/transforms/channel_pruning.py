@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mobilekit.errors import UnsupportedError
 from mobilekit.transforms._criteria import ALWAYS_REPAIRED, CRITERIA, REPAIRS, kept, scores
-from mobilekit.types import Calibration, Candidate, Network, Option, RuntimeEntry
+from mobilekit.types import At, Calibration, Candidate, Network, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class ChannelPruning:
 
     name = "channel_pruning"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "block", "network"] = "channels"
+    at: At = "channels"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each prunable group at each strength, rounded to the channel multiple that the runtime likes,

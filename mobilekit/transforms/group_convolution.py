@@ -18,7 +18,7 @@ from mobilekit.transforms._substitutes import (
     unsuited,
     wrong,
 )
-from mobilekit.types import Candidate, Network, Operator, OperatorShape, Option, RuntimeEntry
+from mobilekit.types import At, Candidate, Network, Operator, OperatorShape, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,7 +57,7 @@ class GroupConvolution:
 
     name = "group_convolution"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "block", "network"] = "layer"
+    at: At = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each suitable layer by each method, at strengths that save at least 20 % of its multiply-accumulates.

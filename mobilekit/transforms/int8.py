@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from mobilekit.cost.work import QUANTISED, quantised
 from mobilekit.errors import UnsupportedError
-from mobilekit.types import Candidate, Network, Option, Precision, QuantSpec, RuntimeEntry
+from mobilekit.types import At, Candidate, Network, Option, Precision, QuantSpec, RuntimeEntry
 from mobilekit.types.plan import WEIGHTS_IN_INT8, Activations
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Int8:
 
     name = "int8"
     changes: Literal["structure", "precision"] = "precision"
-    at: Literal["channels", "layer", "block", "network"] = "network"
+    at: At = "network"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """The whole network in int8, where the runtime has int8 on this device."""

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Literal
 
 from mobilekit.errors import BadInputError, UnsupportedError
-from mobilekit.types import Candidate, Network, Operator, Option, RuntimeEntry
+from mobilekit.types import At, Candidate, Network, Operator, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     from mobilekit.network.grids import Grid
@@ -34,7 +34,7 @@ class LowBit:
 
     name = "low_bit"
     changes: Literal["structure", "precision"] = "precision"
-    at: Literal["channels", "layer", "block", "network"] = "layer"
+    at: At = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Nothing: no runtime gets faster by it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.transforms._chains import METHODS, Ranks, full_ranks, links, macs, offered_ranks, unsuited
 from mobilekit.transforms._rewrite import Link, replaceable, replaced
-from mobilekit.types import Candidate, Network, Operator, OperatorShape, Option, RuntimeEntry
+from mobilekit.types import At, Candidate, Network, Operator, OperatorShape, Option, RuntimeEntry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ class LowRank:
 
     name = "low_rank"
     changes: Literal["structure", "precision"] = "structure"
-    at: Literal["channels", "layer", "block", "network"] = "layer"
+    at: At = "layer"
 
     def options(self, network: Network, entry: RuntimeEntry) -> list[Option]:
         """Each suitable layer by each suitable method, at ranks that save at least 20 % of its work."""

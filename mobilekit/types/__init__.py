@@ -25,6 +25,7 @@ from mobilekit.types.network import (
     within,
 )
 from mobilekit.types.plan import (
+    At,
     Budget,
     Calibration,
     Candidate,
@@ -53,6 +54,7 @@ from mobilekit.types.values import NonNegative, Origin, Positive, Precision, Run
 
 __all__ = [
     "INPUT_GROUP",
+    "At",
     "Axis",
     "BenchModel",
     "BenchRequest",

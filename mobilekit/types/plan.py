@@ -62,6 +62,11 @@ class Option(Value):
     settings: dict[str, Json]
 
 
+At = Literal["channels", "layer", "block", "network"]
+"""What an option's `where` names: a channel group, the module path of a layer, that of a residual block, or the whole
+network (or one of its operators)."""
+
+
 class ChosenOption(Value):
     """A lever that the plan uses."""
 
@@ -74,16 +79,23 @@ class ChosenOption(Value):
 
 
 class Together(Value):
-    """What all options of a plan do to the output on calibration inputs, before any training: measured."""
+    """What all options of a plan do to the output on calibration inputs, measured after a trial of training."""
 
     damage: float
     agreement: float | None
     """Share of inputs on which the top-1 class is the original's; None: the output has no classes."""
+    steps: int = 0
+    """Of the trial; 0: it was measured before any training."""
 
     def __str__(self) -> str:
         """A sentence for people."""
         same = "" if self.agreement is None else f", the same class for {self.agreement:.1%} of the inputs"
-        return f"all of it together, measured before any training: a damage of {self.damage:.4f}{same}"
+        return f"all of it together, measured {self.when}: a damage of {self.damage:.4f}{same}"
+
+    @property
+    def when(self) -> str:
+        """In words."""
+        return f"after a trial of {self.steps} training steps" if self.steps else "before any training"
 
 
 class RejectedOption(Value):

@@ -120,7 +120,7 @@ class Round(Value):
 
 
 class FrontierRow(Value):
-    """A plan along the front of latency and what is lost, before any training."""
+    """A plan along the front of latency and what is lost, timed before any training."""
 
     plan: str
     """Its file in the folder: `mobilekit apply` carries it out."""
@@ -135,6 +135,8 @@ class FrontierRow(Value):
     not be applied."""
     agreement: float | None
     """Top-1 agreement with the original on the same inputs."""
+    judged: str = ""
+    """When damage and agreement were measured, in words: before any training, or after a trial of it."""
     options: int
     beaten: bool
     """Another row is at least as fast as measured and does no more damage."""
@@ -196,7 +198,7 @@ class Report(BaseModel):
     frontier: tuple[FrontierRow, ...] = ()
     plan: tuple[PlanRow, ...]
     together: Together | None = None
-    """What all rows of the plan do to the output together, before any training; None: not measured."""
+    """What all rows of the plan do to the output, after a trial of training or before any; None: not measured."""
     rejected: tuple[RejectedOption, ...]
     models: tuple[ModelRow, ...]
     operators_before: tuple[OperatorBar, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,8 @@ def sampled(module: nn.Module, readers: Sequence[Reader], calibration: Calibrati
     """Rows of every call of the readers, batch after batch, in the order of the forward.
 
     The positions depend on the seed, the reader, the batch and the call alone: two modules whose layers give maps of
-    the same sizes are sampled at the same places. Raises UnsupportedError where a reader is not seen running.
+    the same sizes are sampled at the same places. What comes after the last of the calls is not run. Raises
+    UnsupportedError where a reader is not seen running.
     """
     names = {id(module.get_parameter(reader.name)): reader.name for reader in readers}
     for reader in readers:
@@ -81,25 +83,39 @@ def sampled(module: nn.Module, readers: Sequence[Reader], calibration: Calibrati
             raise UnsupportedError(
                 f"{reader.name} cannot be re-fitted: it reads {columns} values at once, and {MOST_COLUMNS} are the most"
             )
-    seen: set[str] = set()
+    last: int | None = None
     for index, batch in enumerate(batches(module, calibration)):
-        calls = _Calls(names, len(calibration.inputs), (calibration.seed, index))
-        with torch.no_grad(), calls:
+        if last is None:
+            last = _calls_in_all(module, names, batch[:1])
+        calls = _Calls(names, len(calibration.inputs), (calibration.seed, index), last)
+        with torch.no_grad(), calls, suppress(_AllSeen):
             run(module, batch)
-        for name, rows in calls.found:
-            seen.add(name)
-            yield name, rows
-    missing = sorted(set(names.values()) - seen)
+        yield from calls.found
+
+
+def _calls_in_all(module: nn.Module, names: dict[int, str], example: torch.Tensor) -> int:
+    """Calls of these weights in one forward. Raises UnsupportedError where one of them is not called."""
+    calls = _Calls(names, 1, (0, 0))
+    with torch.no_grad(), calls:
+        run(module, example)
+    missing = sorted(set(names.values()) - {name for name, _ in calls.found})
     if missing:
         raise UnsupportedError(f"{missing[0]} cannot be re-fitted: no call with this weight is seen in the forward")
+    return len(calls.found)
+
+
+class _AllSeen(BaseException):
+    """Ends a forward from which nothing else is wanted; no handler of the user's forward is meant to catch it."""
 
 
 class _Calls(TorchFunctionMode):
-    """Samples the calls whose weight is one of those asked for."""
+    """Samples the calls whose weight is one of those asked for; ends the forward after so many of them."""
 
-    def __init__(self, names: dict[int, str], batches_in_all: int, key: tuple[int, int]) -> None:
+    def __init__(
+        self, names: dict[int, str], batches_in_all: int, key: tuple[int, int], last: int | None = None
+    ) -> None:
         super().__init__()
-        self.names, self.batches_in_all, self.key = names, batches_in_all, key
+        self.names, self.batches_in_all, self.key, self.last = names, batches_in_all, key, last
         self.found: list[tuple[str, Rows]] = []
 
     def __torch_function__(
@@ -110,6 +126,8 @@ class _Calls(TorchFunctionMode):
         name = self.names.get(id(given["weight"])) if given is not None else None
         if name is not None and given is not None:
             self.found.append((name, self._rows(name, function_name(func), given, result)))
+            if len(self.found) == self.last:
+                raise _AllSeen
         return result
 
     def _rows(self, name: str, function: str, given: dict[str, Any], result: torch.Tensor) -> Rows:
