@@ -172,7 +172,8 @@ def int8_damages(network: Network, reference: Reference, progress: Callable[[flo
     """Damage of int8 at each convolution and linear layer alone, by the operator's name.
 
     Simulated: the layer's input on an asymmetric grid of 256 values over the range that the inputs have, its weights
-    on the symmetric grid of each channel. Operators without weights pass on values that were rounded before them.
+    on the symmetric grid of each channel, and its mean output a channel as it is with weights that are not rounded, as
+    in files, whose biases are corrected. Operators without weights pass on values that were rounded before them.
     """
     module = copy.deepcopy(reference.module)
     names = [o.name for o in network.operators if _weighted(module, o.module)]
@@ -197,13 +198,14 @@ def simulated_int8(
 
 @contextmanager
 def _rounded(module: nn.Module, paths: set[str], ranges: Mapping[str, tuple[float, float]]) -> Iterator[None]:
-    """The layers at these paths with rounded weights, and inputs rounded within their ranges."""
+    """The layers at these paths with rounded weights, inputs rounded within their ranges, and corrected biases."""
     layers = [(path, cast(nn.Conv2d, module.get_submodule(path))) for path in sorted(paths)]
     exact = {path: layer.weight.detach().clone() for path, layer in layers}
     hooks = [
         layer.register_forward_pre_hook(lambda _, given, at=ranges[path]: (_on_grid(given[0], *at), *given[1:]))
         for path, layer in layers
     ]
+    hooks += [layer.register_forward_hook(_Unshifted(exact[path])) for path, layer in layers]
     try:
         with torch.no_grad():
             for path, layer in layers:
@@ -215,6 +217,31 @@ def _rounded(module: nn.Module, paths: set[str], ranges: Mapping[str, tuple[floa
         with torch.no_grad():
             for path, layer in layers:
                 layer.weight.copy_(exact[path])
+
+
+class _Unshifted:
+    """A hook that takes off a rounded layer's output what rounding its weights shifts its mean by, a channel.
+
+    The first call tells the shift: that layer runs once more there, with its exact weights.
+    """
+
+    def __init__(self, exact: torch.Tensor) -> None:
+        self.exact = exact
+        self.shift: torch.Tensor | None = None
+
+    def __call__(self, layer: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        """The output without the shift."""
+        if self.shift is None:
+            weight = cast(nn.Conv2d, layer).weight
+            rounded = weight.detach().clone()
+            with torch.no_grad():
+                weight.copy_(self.exact)
+                difference = output - layer.forward(*given)
+                weight.copy_(rounded)
+            channels = difference.ndim - 1 if isinstance(layer, nn.Linear) else 1
+            rest = [axis for axis in range(difference.ndim) if axis != channels]
+            self.shift = difference.mean(dim=rest, keepdim=True)
+        return output - self.shift
 
 
 def _weighted(module: nn.Module, path: str) -> bool:

@@ -244,6 +244,17 @@ def train(module: nn.Module, steps: int = 30) -> list[float]:
     return losses
 
 
+def test_layers_that_stay_in_float_are_not_rounded() -> None:
+    plain = fold_batch_norms(small(), start().network)
+    first = next(path for path, layer in plain.named_modules() if isinstance(layer, LAYERS))
+    others = frozenset(path for path, layer in plain.named_modules() if isinstance(layer, LAYERS)) - {first}
+    module = quantised(layers=others)
+    for path in (first, *others):
+        same = torch.equal(module.get_submodule(path).weight, plain.get_submodule(path).weight)
+        assert same == (path == first)
+        assert hasattr(module.get_submodule(path), "input_range") == (path != first)
+
+
 def test_weights_and_inputs_are_rounded_as_int8_files_round_them() -> None:
     module = quantised().eval()
     plain = fold_batch_norms(small(), start().network)

@@ -16,14 +16,17 @@ from torch import nn
 
 from mobilekit import registry
 from mobilekit.errors import BadInputError, UnsupportedError
+from mobilekit.evaluate import SessionModule
 from mobilekit.network import shrink, trace
 from mobilekit.network.folding import fold_batch_norms, foldable, unfolded
 from mobilekit.runtimes._tflite_facts import schema
 from mobilekit.runtimes._tflite_tables import unpacked
+from mobilekit.sensitivity import simulated_int8
 from mobilekit.transforms._quantisation import rounding
 from mobilekit.transforms._quantisation.bias_correction import correct_biases
 from mobilekit.transforms._quantisation.equalisation import equalise
 from mobilekit.transforms._quantisation.rounding import learn_rounding
+from mobilekit.transforms.int8 import for_file
 from mobilekit.types import Calibration, Candidate, ExportJob, Network, Option
 from mobilekit.workloads import fashion_mnist
 
@@ -313,11 +316,7 @@ def test_badly_scaled_channels_lose_in_int8_and_preparation_wins_them_back() -> 
 def test_correction_takes_the_mean_shift_off_every_layer() -> None:
     module = mobile()
     network = trace(module, example())
-    folded = fold_batch_norms(module, network)
-    with torch.no_grad():  # a shift that is seen: 8 bits alone shift little
-        for layer in folded.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight[:, 0, 0, 0] = 20 * layer.weight.abs().amax()
+    folded = coarse(fold_batch_norms(module, network))
     corrected = correct_biases(folded, folded, network, CALIBRATION)
     for path, layer in folded.named_modules():
         if isinstance(layer, LAYERS):
@@ -328,6 +327,58 @@ def test_correction_takes_the_mean_shift_off_every_layer() -> None:
         size = float(mean.abs().max())
         assert float((after[path] - mean).abs().max()) < 1e-4 * size
         assert float((before[path] - mean).abs().max()) > 20 * float((after[path] - mean).abs().max())
+
+
+def coarse(module: nn.Module) -> nn.Module:
+    """One weight of each filter dwarfs the others, so that rounding shifts what the layers give."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight[:, 0, 0, 0] = 20 * layer.weight.abs().amax()
+    return module
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_int8_files_are_written_with_corrected_biases(name: str, tmp_path: Path) -> None:
+    runtime, test = registry.runtime(name), images(16, 7)
+    start = INT8.apply(candidate(coarse(mobile())), option())
+    ready = for_file(start, CALIBRATION)
+    samples = tuple(batch.numpy() for batch in CALIBRATION.inputs)
+    wanted, found = outputs(start.module, test), []
+    for number, each in enumerate((start, ready)):
+        path = tmp_path / f"{number}{runtime.suffix}"
+        runtime.export(ExportJob(each, "int8", str(path), samples))
+        found.append(sqnr(wanted, SessionModule(runtime.open(path))(test)))
+    assert found[1] > found[0] + 3
+    assert ready.network is start.network
+    assert all(torch.equal(a, b) for a, b in zip(start.module.parameters(), coarse(mobile()).parameters(), strict=True))
+
+
+def test_biases_of_layers_in_float_are_not_corrected() -> None:
+    start = INT8.apply(candidate(coarse(mobile())), option(float="conv2d,conv2d_1"))
+    before, after = (fold_batch_norms(each.module, start.network) for each in (start, for_file(start, CALIBRATION)))
+    same = [torch.allclose(before[n][0].bias, after[n][0].bias, atol=1e-6) for n in range(5)]
+    assert same == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("why", ["no quant", "no inputs", "not finite"])
+def test_what_cannot_be_corrected_is_written_as_it_is(why: str) -> None:
+    start = candidate(small())
+    if why != "no quant":
+        start = INT8.apply(start, option())
+    inputs = {"no inputs": (), "not finite": (torch.full((1, 3, 16, 16), torch.nan),)}.get(why, CALIBRATION.inputs)
+    assert for_file(start, Calibration(inputs=inputs)) is start
+
+
+def test_simulated_int8_knows_that_biases_are_corrected() -> None:
+    module = coarse(mobile())
+    network, test = trace(module, example()), images(16, 7)
+    wanted = outputs(module, test)
+    lost = sqnr(wanted, outputs(simulated(module, CALIBRATION.inputs), test))
+    with simulated_int8(module, network, {o.name for o in network.operators}, CALIBRATION.inputs):
+        kept = sqnr(wanted, outputs(module, test))
+    assert kept > lost + 2
+    assert torch.equal(outputs(module, test), wanted)
 
 
 def means(module: nn.Module) -> dict[str, torch.Tensor]:

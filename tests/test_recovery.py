@@ -188,14 +188,18 @@ def test_int8_that_costs_little_is_left_alone(tiny: Path, tmp_path: Path) -> Non
     assert [row.name for row in run.stages.rows] == ["int8 check"]
 
 
-def test_int8_that_costs_much_is_trained_with_rounding(tiny: Path, tmp_path: Path) -> None:
+def test_int8_that_costs_much_is_trained_with_rounding(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FEWEST_STEPS", "MOST_STEPS"):
+        monkeypatch.setattr(distillation, name, 60)
     run = started(variant(tmp_path, tiny, LOUD), tmp_path / "out", qat_drop=1.0)
     original = copy.deepcopy(run.job.workload.module)
     start = candidate(run, INT8)
     found, recovered = recover(run, start)
     told = recovered.rounding
     assert told.cost.drop > 5
-    assert told.steps == 30
+    assert told.steps == 60
     assert told.kept
     assert told.after.int8_points > told.cost.int8_points + 1
     assert same(run.job.workload.module, original)
@@ -205,7 +209,7 @@ def test_int8_that_costs_much_is_trained_with_rounding(tiny: Path, tmp_path: Pat
     assert ("more than the 1 that are allowed" in " ".join(recovered.warnings)) == (
         told.cost.float_points - told.after.int8_points > 1
     )
-    assert f"{told.after.int8_points:.2f} after 30 steps of training with rounding: kept" in told.in_words
+    assert f"{told.after.int8_points:.2f} after 60 steps of training with rounding: kept" in told.in_words
     again = started(tmp_path / "tiny.py", tmp_path / "out", qat_drop=1.0)
     resumed, _ = recover(again, candidate(again, INT8))
     assert all(row.resumed for row in again.stages.rows)
@@ -340,6 +344,9 @@ def test_points_are_what_the_original_expects() -> None:
     judgement = Judgement(inputs, wanted)
     assert judgement.points(chosen([9.0, 0.0, 0.0], [0.0, 0.0, 9.0])) == pytest.approx(65)
     assert judgement.points(chosen([0.0, 9.0, 0.0], [0.0, 0.0, 9.0])) == pytest.approx(40)
+    unlabelled = Judgement(inputs, wanted, labelled=False)
+    assert unlabelled.points(chosen([9.0, 0.0, 0.0], [0.0, 0.0, 9.0])) == pytest.approx(100)
+    assert unlabelled.points(chosen([0.0, 9.0, 0.0], [0.0, 0.0, 9.0])) == pytest.approx(50 * (2 / 7 + 1))
     assert judgement.points(chosen([math.nan, 0.0, 0.0], [0.0, 0.0, 9.0])) == 0
     single = Judgement(inputs, np.array([[1.0], [2.0]], dtype=np.float32))
     layer = nn.Linear(2, 1, bias=False)

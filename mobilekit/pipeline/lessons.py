@@ -158,6 +158,8 @@ class Judgement:
     inputs: torch.Tensor
     wanted: np.ndarray
     """The original's outputs."""
+    labelled: bool = True
+    """Whether accuracy counts right answers. Without labels it counts answers that are the original's."""
 
     def distance(self, module: nn.Module) -> float:
         """Divergence of the outputs from the original's (`evaluate.divergence`), lower is better."""
@@ -167,7 +169,9 @@ class Judgement:
         """Expected accuracy in points: the mean probability that the original gives the module's choice.
 
         It needs no labels, and has less noise than counting: where two modules choose differently, a doubtful image
-        counts for less. Where outputs are single values, 100 times one minus their relative squared error.
+        counts for less. Without labels it is that probability as a share of the one of the original's own choice:
+        100 where all choices are the same. Where outputs are single values, 100 times one minus their relative squared
+        error.
         """
         found = outputs(module, self.inputs)
         if not np.isfinite(found).all():
@@ -177,4 +181,5 @@ class Judgement:
         shifted = np.exp(self.wanted - self.wanted.max(axis=1, keepdims=True))
         chances = shifted / shifted.sum(axis=1, keepdims=True)
         choice = np.expand_dims(found.argmax(axis=1), 1)
-        return float(100 * np.take_along_axis(chances, choice, axis=1).mean())
+        given = np.take_along_axis(chances, choice, axis=1)
+        return float(100 * (given if self.labelled else given / chances.max(axis=1, keepdims=True)).mean())

@@ -160,15 +160,17 @@ def _result(teaching: Teaching, trained: Trained, judged: int) -> TrainingResult
 def _judgements(teaching: Teaching) -> tuple[Judgement, Judgement]:
     """Inputs to choose weights on, and inputs to see the cost of int8 on: as many as a part of the time can run."""
     job, held = teaching.run.job, teaching.lessons.held
-    first = held[:TIMED]
-    outputs(job.workload.module, first)
+    few = held[:TIMED]
+    outputs(job.workload.module, few)
     started = time.monotonic()
-    outputs(job.workload.module, first)
-    each = (time.monotonic() - started) / len(first)
+    outputs(job.workload.module, few)
+    each = (time.monotonic() - started) / len(few)
     limit = JUDGING * job.request.train_seconds / max(each, 1e-9)
     chosen = _spread(held, max(FEWEST_JUDGED, int(limit / (JUDGEMENTS + 2))))
     compared = _spread(held, max(FEWEST_COMPARED, int(limit / COMPARISONS)))
-    return tuple(Judgement(part, outputs(job.workload.module, part)) for part in (chosen, compared))  # type: ignore[return-value]
+    labelled = job.workload.labelled
+    first, second = (Judgement(part, outputs(job.workload.module, part), labelled) for part in (chosen, compared))
+    return first, second
 
 
 def _spread(inputs: torch.Tensor, count: int) -> torch.Tensor:

@@ -16,7 +16,6 @@ from mobilekit.pipeline.run import Run
 from mobilekit.pipeline.teaching import Lesson, Teaching, student_of
 from mobilekit.training.quantisation_aware import settled
 from mobilekit.types import Candidate, Value
-from mobilekit.types.plan import WEIGHTS_IN_INT8
 
 SHARE = 0.3
 """Part of the time that is kept for training with rounding, where int8 costs too much."""
@@ -132,7 +131,10 @@ class Rounding:
         found = RoundingResult(allowed=run.job.request.qat_drop, cost=cost)
         if cost.drop <= found.allowed:
             return candidate, found
-        note = _unsuited(candidate)
+        assert candidate.quant is not None  # noqa: S101  (asked for candidates in int8)
+        treated, note = candidate.quant.activations, ""
+        if treated != "static":
+            note = f"training with rounding is for static activations, and the plan has {treated} ones"
         if seconds < LEAST_SHARE * run.job.request.train_seconds:
             note = note or "no time was left for training with rounding, give more --train-minutes"
         if note:
@@ -168,15 +170,3 @@ class Rounding:
             run.store.save_tensors("rounded", module.state_dict())
         update = {"after": after, "kept": kept, "steps": trained.steps, "learning_rate": trained.learning_rate}
         return found.model_copy(update=update)
-
-
-def _unsuited(candidate: Candidate) -> str:
-    """Why training with rounding would not see what the file does; empty where it does."""
-    spec = candidate.quant
-    assert spec is not None  # noqa: S101  (asked for candidates in int8)
-    layers = {o.name for o in candidate.network.operators if o.kind in WEIGHTS_IN_INT8["float"]}
-    if spec.activations != "static":
-        return f"training with rounding is for static activations, and the plan has {spec.activations} ones"
-    if not layers <= {name for name, precision in spec.operators.items() if precision == "int8"}:
-        return "training with rounding rounds every layer, and the plan leaves some in float"
-    return ""

@@ -14,7 +14,19 @@ from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.request import Job
 from mobilekit.pipeline.stages import Stages
 from mobilekit.store import Store
-from mobilekit.types import BenchModel, Candidate, ExportJob, Failure, Measurement, Network, Precision, Value
+from mobilekit.transforms import int8
+from mobilekit.types import (
+    BenchModel,
+    Calibration,
+    Candidate,
+    ExportJob,
+    Failure,
+    Measurement,
+    Network,
+    Precision,
+    Value,
+)
+from mobilekit.workload import Workload
 
 
 class Recorded(Value):
@@ -43,9 +55,8 @@ class Run:
 
     def export(self, candidate: Candidate, runtime: Runtime, precision: Precision, path: Path) -> None:
         """Write a file, calibrated where it is int8."""
-        calibration = self.job.workload.calibration_arrays() if precision == "int8" else ()
         with disk(path):
-            runtime.export(ExportJob(candidate, written(precision, runtime), str(path), calibration))
+            runtime.export(export_job(candidate, written(precision, runtime), path, self.job.workload))
 
     def measure(self, models: Sequence[BenchModel], **settings: Unpack[bench.Settings]) -> list[Recorded]:
         """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run."""
@@ -71,6 +82,14 @@ def written(precision: Precision, runtime: Runtime) -> Precision:
     """The precision of the file that runs in this one: a format without half precision is written in float32, and the
     device's runtime rounds it when it loads the file."""
     return precision if precision in runtime.precisions else runtime.precisions[0]
+
+
+def export_job(candidate: Candidate, precision: Precision, path: Path, workload: Workload) -> ExportJob:
+    """What a runtime is asked for: an int8 file is calibrated, and its biases are corrected (`int8.for_file`)."""
+    if precision != "int8":
+        return ExportJob(candidate, precision, str(path))
+    ready = int8.for_file(candidate, Calibration(workload.calibration))
+    return ExportJob(ready, precision, str(path), workload.calibration_arrays())
 
 
 def bench_model(name: str, path: Path, runtime: str) -> BenchModel:

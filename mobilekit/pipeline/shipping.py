@@ -18,9 +18,9 @@ from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.original import file_size
 from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
-from mobilekit.pipeline.run import Recorded, Run, bench_model
+from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job
 from mobilekit.store import Store
-from mobilekit.types import Candidate, ExportedModel, ExportJob, Precision, Value
+from mobilekit.types import Candidate, ExportedModel, Precision, Value
 from mobilekit.workload import Workload
 
 PARITY_SAMPLES = 64
@@ -99,9 +99,8 @@ def write_checked(
 
     Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`.
     """
-    calibration = workload.calibration_arrays() if precision == "int8" else ()
     with disk(path):
-        runtime.export(ExportJob(candidate, precision, str(path), calibration))
+        runtime.export(export_job(candidate, precision, path, workload))
     try:
         parity = file_parity(runtime, path, candidate.module, workload.calibration_arrays(PARITY_SAMPLES))
         least = LEAST_SQNR_DB[precision]

@@ -25,8 +25,9 @@ from mobilekit.pipeline.run import Run
 from mobilekit.training.distillation import distil, sized_by_time
 from mobilekit.training.job import Recipe, State, Trained, TrainingJob
 from mobilekit.training.keeping import copied
-from mobilekit.training.quantisation_aware import fake_quantised
+from mobilekit.training.quantisation_aware import Rounding, fake_quantised
 from mobilekit.training.workers import Workers, connected
+from mobilekit.transforms import int8
 from mobilekit.types import Calibration, Candidate, Option
 
 Stage = Literal["training", "int8 training"]
@@ -128,7 +129,9 @@ def student_of(job: Job, stage: Stage, candidate: Candidate) -> nn.Module:
     """What is trained: the candidate's module, or one that rounds as its int8 file will."""
     if stage == "training":
         return candidate.module
-    return fake_quantised(candidate.module, candidate.network, Calibration(job.workload.calibration))
+    calibration = Calibration(job.workload.calibration)
+    module = int8.for_file(candidate, calibration).module
+    return fake_quantised(module, candidate.network, calibration, Rounding(layers=int8.layers_in_int8(candidate)))
 
 
 def _distilled(job: Job, student: nn.Module, stage: Stage, training: TrainingJob) -> Trained:

@@ -39,6 +39,8 @@ class Rounding:
     activations: Literal["int8", "float"] = "int8"
     ranges: Literal["moving", "learned"] = "moving"
     """Moving averages of the least and largest value, which is what runtimes calibrate to, or trained ends."""
+    layers: frozenset[str] | None = None
+    """Paths of the layers that are rounded, weights and inputs; None: all."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -70,7 +72,7 @@ def fake_quantised(
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BadInputError(f"{name} holds values that are not finite: it cannot be quantised")
     folded = fold_batch_norms(module, network)
-    paths = _layers(folded, network)
+    paths = [path for path in _layers(folded, network) if rounding.layers is None or path in rounding.layers]
     if not paths:
         raise UnsupportedError("quantisation-aware training finds no convolution or linear layer to round")
     if rounding.activations == "int8":

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mobilekit.cost.work import QUANTISED, quantised
-from mobilekit.errors import UnsupportedError
-from mobilekit.types import At, Candidate, Network, Option, Precision, QuantSpec, RuntimeEntry
+from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.types import At, Calibration, Candidate, Network, Option, Precision, QuantSpec, RuntimeEntry
 from mobilekit.types.plan import WEIGHTS_IN_INT8, Activations
 
 if TYPE_CHECKING:
@@ -97,6 +97,34 @@ class Int8:
 
         module = prepared(candidate.module, candidate.network, _preparation(option), candidate.calibration)
         return replace(after, module=module)
+
+
+def for_file(candidate: Candidate, calibration: Calibration) -> Candidate:
+    """The candidate as an int8 file is written from it: biases take off what rounding the weights shifts.
+
+    The same network with the same layers; the module of a float file stays as it is. Where biases cannot be corrected
+    (no layer in int8, batch norms that cannot be folded, inputs that are not finite) it is the candidate itself.
+    """
+    from mobilekit.transforms._quantisation import Preparation, prepared
+
+    if candidate.quant is None or not calibration.inputs:
+        return candidate
+    try:
+        module = prepared(
+            candidate.module, candidate.network, Preparation(correct_bias=True), calibration, layers_in_int8(candidate)
+        )
+    except MobilekitError:
+        return candidate
+    return replace(candidate, module=module)
+
+
+def layers_in_int8(candidate: Candidate) -> frozenset[str]:
+    """Paths of the layers whose weights an int8 file of this candidate rounds."""
+    if candidate.quant is None:
+        return frozenset()
+    asked = candidate.quant.operators
+    kinds = WEIGHTS_IN_INT8["float"]
+    return frozenset(o.module for o in candidate.network.operators if o.kind in kinds and asked.get(o.name) == "int8")
 
 
 def _preparation(option: Option) -> Preparation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,11 +33,18 @@ class Preparation:
         return self.correct_bias or self.rounding == "learned"
 
 
-def prepared(module: nn.Module, network: Network, wish: Preparation, calibration: Calibration | None) -> nn.Module:
+def prepared(
+    module: nn.Module,
+    network: Network,
+    wish: Preparation,
+    calibration: Calibration | None,
+    only: Collection[str] | None = None,
+) -> nn.Module:
     """A copy of the module with the same layers, names and trace, whose weights suffer less from int8.
 
     Batch norms that an exporter folds become part of the weights, and are left as the addition of a bias. Half
-    precision is worked on in float32 and rounded back. Raises UnsupportedError where calibration inputs are needed and
+    precision is worked on in float32 and rounded back. `only` names the layers, by their paths, whose rounding biases
+    are corrected for; None: all. Raises UnsupportedError where calibration inputs are needed and
     missing, and where there is nothing to equalise; BadInputError where weights or inputs are not finite or do not fit.
     """
     if wish.needs_data and (calibration is None or not calibration.inputs):
@@ -56,7 +64,7 @@ def prepared(module: nn.Module, network: Network, wish: Preparation, calibration
     if wish.rounding == "learned" and calibration is not None:
         better = learn_rounding(plain, network, calibration).module
     if wish.correct_bias and calibration is not None:
-        better = correct_biases(better, plain, network, calibration)
+        better = correct_biases(better, plain, network, calibration, only)
     return unfolded(module, better, folds)
 
 

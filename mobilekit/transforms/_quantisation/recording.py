@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from mobilekit.network.layer_calls import CallGraph, Layer, clipped_at, rectifie
 from mobilekit.transforms._criteria.subject import batches, run
 from mobilekit.types import Calibration, Network
 
-Watcher = Callable[[nn.Module, Any, torch.Tensor], None]
-"""A forward hook."""
+Watcher = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor | None]
+"""A forward hook: what it returns takes the place of the output."""
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -54,37 +54,45 @@ def chosen(module: nn.Module, calibration: Calibration, most: int, size: int) ->
     return list(torch.split(images, size))
 
 
-def output_means(module: nn.Module, paths: Sequence[str], inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Mean output of each layer a channel over all inputs, positions and calls, float64; layers that never run miss."""
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = dict.fromkeys(paths, 0)
+def output_means(module: nn.Module, paths: Sequence[str], batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean output of each layer's first call, a channel over all inputs and positions, float64; those that never run
+    miss."""
+    found: dict[str, torch.Tensor] = {}
 
     def watcher(path: str) -> Watcher:
         def watch(layer: nn.Module, _given: Any, output: torch.Tensor) -> None:
-            rows = _channels_first(layer, output).double()
-            sums[path] = sums.get(path, 0) + rows.sum(dim=1)
-            counts[path] += rows.shape[1]
+            if path not in found:
+                found[path] = _channels_first(layer, output).double().mean(dim=1)
 
         return watch
 
     with _watching([(module.get_submodule(path), watcher(path)) for path in paths]):
-        for batch in inputs:
-            _run_until_reached(module, batch)
-    return {path: total / counts[path] for path, total in sums.items()}
+        _run_until_reached(module, batch)
+    return found
 
 
-def mean_output(module: nn.Module, path: str, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`output_means` of one layer, which is used once: what comes behind it is not computed."""
-    layer, found = module.get_submodule(path), []
+def shifted_outputs(
+    module: nn.Module, wanted: Mapping[str, torch.Tensor], batch: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """How far each layer's mean output is above the wanted one, float64 a channel; layers that never run miss.
 
-    def watch(layer: nn.Module, _given: Any, output: torch.Tensor) -> None:
-        found.append(_channels_first(layer, output).double())
-        raise _ReachedError
+    Each is looked at behind layers whose outputs are set right already. A layer that is called again takes off what
+    its first call was found to be too high by.
+    """
+    found: dict[str, torch.Tensor] = {}
 
-    with _watching([(layer, watch)]):
-        for batch in inputs:
-            _run_until_reached(module, batch)
-    return torch.cat(found, dim=1).mean(dim=1)
+    def watcher(path: str) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+        def watch(layer: nn.Module, _given: Any, output: torch.Tensor) -> torch.Tensor:
+            if path not in found:
+                found[path] = _channels_first(layer, output).double().mean(dim=1) - wanted[path]
+            shift = found[path].to(output.dtype)
+            return output - (shift if isinstance(layer, nn.Linear) else shift.reshape(-1, *[1] * (output.ndim - 2)))
+
+        return watch
+
+    with _watching([(module.get_submodule(path), watcher(path)) for path in wanted]):
+        _run_until_reached(module, batch)
+    return found
 
 
 def calls_of(
