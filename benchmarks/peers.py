@@ -28,6 +28,7 @@ from peer_cells import NETWORKS, OURS, WORK, Cell, Row, precisions
 from peer_methods import peers
 
 from mobilekit.errors import MobilekitError, first_line
+from mobilekit.workloads import fashion_mnist
 
 RESULTS = Path(__file__).parent / "results"
 SPEEDUPS = (4.0, 2.0, 8.0)
@@ -45,6 +46,10 @@ def main() -> None:
         print(text)
         arguments.samples.with_name("peers.md").write_text(text + "\n", encoding="utf-8")
         return
+    try:
+        fashion_mnist.full_split("test")  # the bundled sample would make rows of another kind
+    except MobilekitError as error:
+        raise SystemExit(str(error)) from None
     until = time.monotonic() + 60 * arguments.limit_minutes
     for cell in wanted(arguments):
         if time.monotonic() > until:

@@ -235,7 +235,7 @@ def summary(places: Sequence[Place]) -> list[str]:
 def head(results: Results) -> list[str]:
     """What was done, so that the table can be judged."""
     words = f"""\
-Made by `benchmarks/peers.py`. {fashion_mnist.data_description()}
+Made by `benchmarks/peers.py` on the full Fashion-MNIST: 60,000 training images and all 10,000 test images.
 An entry is the mean accuracy of the exported files on all test images in %, ± the standard deviation over seeds,
 (seeds), at the measured speedup over the fp32 original in the same runtime: both files run in turn for
 {FINAL_SECONDS:g} seconds on one thread of the host, in CPU time.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -22,7 +22,7 @@ from mobilekit.network import trace
 from mobilekit.pipeline.lessons import Lessons, lessons_of
 from mobilekit.pipeline.request import Job
 from mobilekit.pipeline.run import Run
-from mobilekit.training.distillation import distil, sized_by_time
+from mobilekit.training.distillation import Mix, distil, sized_by_time
 from mobilekit.training.job import Recipe, State, Trained, TrainingJob
 from mobilekit.training.keeping import copied
 from mobilekit.training.quantisation_aware import Rounding, fake_quantised
@@ -35,6 +35,9 @@ RATES: dict[Stage, float] = {"training": 3e-3, "int8 training": 3e-4}
 """Learning rates where there is no time to look for one."""
 ECHO = 2
 """Uses of each batch: with more the samples become too few, with one the teacher takes nearly half of the time."""
+WITH_LABELS: dict[str, Any] = {"optimiser": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4}
+"""The recipe of a training with labels, which uses each batch once."""
+TEACHER_BESIDE_LABELS = 0.5
 Remaining = Callable[[str, float], None]
 """Called with a stage's name and the seconds that it still takes."""
 
@@ -135,8 +138,11 @@ def student_of(job: Job, stage: Stage, candidate: Candidate) -> nn.Module:
 
 
 def _distilled(job: Job, student: nn.Module, stage: Stage, training: TrainingJob) -> Trained:
-    recipe: Recipe = sized_by_time(learning_rate=RATES[stage], find_rate=True, echo=ECHO)
-    return distil(student, job.workload.module, training, recipe=recipe)
+    if stage == "training" and training.labelled:
+        recipe: Recipe = sized_by_time(find_rate=True, **WITH_LABELS)
+    else:
+        recipe = sized_by_time(learning_rate=RATES[stage], find_rate=True, echo=ECHO)
+    return distil(student, job.workload.module, training, Mix(teacher=TEACHER_BESIDE_LABELS), recipe)
 
 
 # ---------------------------------------------------------------- several processes

@@ -24,9 +24,10 @@ BATCHES = 8
 """Different batches in it: a loss is compared with that of the same batch at the start, so that they do not matter."""
 RISE = 1.25
 """The loss has begun to rise when it is this many times its least."""
-BELOW = 12
+BELOW = {"adamw": 12, "sgd": 6}
 """How far below that rate the choice lies."""
-SANE = 1e-4, 1e-2
+SANE = {"adamw": (1e-4, 1e-2), "sgd": (1e-3, 5e-2)}
+"""Least and greatest choice."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Swept:
 def sweep(
     module: nn.Module, objective: Loss, batches: Sequence[tuple[Any, Any]], recipe: Recipe, seconds: float
 ) -> Swept:
-    """Train a copy with rates from 1e-5 to 0.3 until the loss rises, and choose a twelfth of the rate at which it does.
+    """Train a copy with rates from 1e-5 to 0.3 until the loss rises, and choose a rate that far below (`BELOW`).
 
-    The choice stays between 1e-4 and 1e-2. The module is in the mode that it is trained in; hooks take no part.
+    The choice stays within `SANE`. The module is in the mode that it is trained in; hooks take no part.
     Where `seconds` hold fewer than 16 steps it is the recipe's own rate. The same number of steps gives the same rate.
     """
     module = copy.deepcopy(module)
@@ -66,9 +67,10 @@ def sweep(
             ratio = (loss + 1e-8) / (level + 1e-8)
             smooth = 0.6 * smooth + 0.4 * ratio
             if not smooth <= RISE * least:  # true for what is no number too
-                return _chosen(rate, f"a twelfth of {rate:.1e}, where the loss began to rise")
+                note = f"1/{BELOW[recipe.optimiser]} of {rate:.1e}, where the loss began to rise"
+                return _chosen(rate, recipe, note)
             least = min(least, smooth)
-    return _chosen(HIGHEST, "no rate made the loss rise")
+    return _chosen(HIGHEST, recipe, "no rate made the loss rise")
 
 
 def _step(loss: torch.Tensor, chosen: torch.optim.Optimizer, clip: float) -> float:
@@ -82,6 +84,6 @@ def _step(loss: torch.Tensor, chosen: torch.optim.Optimizer, clip: float) -> flo
     return value
 
 
-def _chosen(rose: float, note: str) -> Swept:
-    low, high = SANE
-    return Swept(min(high, max(low, rose / BELOW)), note)
+def _chosen(rose: float, recipe: Recipe, note: str) -> Swept:
+    low, high = SANE[recipe.optimiser]
+    return Swept(min(high, max(low, rose / BELOW[recipe.optimiser])), note)
