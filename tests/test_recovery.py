@@ -145,7 +145,8 @@ def test_without_training_or_reason_nothing_is_done(tiny: Path, tmp_path: Path) 
 def test_a_training_that_makes_it_worse_is_undone(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mobilekit.training import rate_range
 
-    monkeypatch.setattr(rate_range, "SANE", dict.fromkeys(rate_range.SANE, (3.0, 3.0)))  # no network survives this learning rate
+    deadly = dict.fromkeys(rate_range.SANE, (3.0, 3.0))  # no network survives this learning rate
+    monkeypatch.setattr(rate_range, "SANE", deadly)
     run = started(tiny, tmp_path)
     start = candidate(run, *pruned(run)[:1])
     before = copy.deepcopy(start.module)
