@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +50,19 @@ def test_a_trial_of_training_comes_before_the_judgement(
 
 
 def _value(stage: Path) -> Any:
-    import json
-
     value = json.loads(stage.read_text())["value"]
     return value.get("value", value)
 
 
-def test_a_large_network_gets_no_trial(
-    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _fails(*_: object, **__: object) -> None:
+    raise MobilekitError("the training step 1 fails")
+
+
+@pytest.mark.parametrize(("name", "value"), [("MACS", 10**6), ("distil", _fails)], ids=["too large", "it fails"])
+def test_what_cannot_be_tried_is_judged_before_any_training(
+    name: str, value: object, tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "MACS", 10**6)
-    report = planned(tiny, tmp_path / "out")
-    assert report.together is not None
-    assert report.together.steps == 0
-
-
-def test_a_trial_that_fails_is_survived(
-    tiny: Path, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise MobilekitError("the training step 1 fails")
-
-    monkeypatch.setattr(trial, "distil", fails)
+    monkeypatch.setattr(trial, name, value)
     report = planned(tiny, tmp_path / "out")
     assert report.together is not None
     assert report.together.steps == 0
