@@ -19,6 +19,7 @@ from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.evaluate import SessionModule
 from mobilekit.network import shrink, trace
 from mobilekit.network.folding import fold_batch_norms, foldable, unfolded
+from mobilekit.network.grids import int8_rounded
 from mobilekit.runtimes._tflite_facts import schema
 from mobilekit.runtimes._tflite_tables import unpacked
 from mobilekit.sensitivity import simulated_int8
@@ -317,7 +318,7 @@ def test_correction_takes_the_mean_shift_off_every_layer() -> None:
     module = mobile()
     network = trace(module, example())
     folded = coarse(fold_batch_norms(module, network))
-    corrected = correct_biases(folded, folded, network, CALIBRATION)
+    corrected = correct_biases(folded, folded, network, torch.cat(CALIBRATION.inputs))
     for path, layer in folded.named_modules():
         if isinstance(layer, LAYERS):
             assert torch.equal(layer.weight, corrected.get_parameter(f"{path}.weight"))
@@ -354,11 +355,11 @@ def test_int8_files_are_written_with_corrected_biases(name: str, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(start.module.parameters(), coarse(mobile()).parameters(), strict=True))
 
 
-def test_biases_of_layers_in_float_are_not_corrected() -> None:
+def test_layers_in_float_are_not_rounded_for_a_file() -> None:
     start = INT8.apply(candidate(coarse(mobile())), option(float="conv2d,conv2d_1"))
-    before, after = (fold_batch_norms(each.module, start.network) for each in (start, for_file(start, CALIBRATION)))
-    same = [torch.allclose(before[n][0].bias, after[n][0].bias, atol=1e-6) for n in range(5)]
-    assert same == [True, True, False, False, False]
+    ready = fold_batch_norms(for_file(start, CALIBRATION).module, start.network)
+    on_grid = [torch.allclose(ready[n][0].weight, int8_rounded(ready[n][0].weight, 0), atol=1e-6) for n in range(5)]
+    assert on_grid == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize("why", ["no quant", "no inputs", "not finite"])
@@ -370,7 +371,7 @@ def test_what_cannot_be_corrected_is_written_as_it_is(why: str) -> None:
     assert for_file(start, Calibration(inputs=inputs)) is start
 
 
-def test_simulated_int8_knows_that_biases_are_corrected() -> None:
+def test_simulated_int8_is_as_files_are_whose_weights_are_prepared() -> None:
     module = coarse(mobile())
     network, test = trace(module, example()), images(16, 7)
     wanted = outputs(module, test)

@@ -170,6 +170,7 @@ def model():
             block.first[1].weight *= factor
             block.first[1].bias *= factor
             block.second[0].weight /= factor[None, :, None, None]
+            block.first[2] = nn.Hardtanh(0.0, 1000.0)  # channels in front of a bound cannot be scaled back
     return net
 """
 

@@ -19,7 +19,7 @@ OCCASION_SPREAD = 0.015
 """Of a ratio from one minute to another, which sessions of one minute do not show: repeats ranged over 3 to 7 %."""
 SURE = 1.645
 """Deviations that an accepted round is sure by: 19 of 20 accepted ones pass the verdict even at the very limit."""
-LEAST_ACCEPT = 1.02 * MARGIN
+LEAST_ACCEPT = 1.005 * MARGIN
 """No round has to be further inside: the search aims at MARGIN, and the same plan would come out again."""
 
 

@@ -88,7 +88,7 @@ def _timed(run: Run, prices: Prices, plans: Sequence[Plan]) -> list[Timed]:
     for number, plan in enumerate(plans, 1):
         candidate = apply_options(run, prices.network, [c.option for c in plan.chosen], bare=True)
         path = run.store.path("checkpoints", f"front-{number}{runtime.suffix}")
-        run.export(candidate, runtime, precision_of(run, candidate), path)
+        run.export(candidate, runtime, precision_of(run, candidate), path, timed_only=True)
         models.append(bench_model(f"front {number}", path, runtime.name))
         run.stages.progress("front", 0.7 * number / len(plans))
     measured = [recorded.measurement for recorded in run.measure(models)]

@@ -179,7 +179,7 @@ class _Loop:
         candidate = apply_options(run, prices.network, [c.option for c in plan.chosen], bare=True)
         path = run.store.path("checkpoints", f"{name.replace(' ', '-')}{run.job.runtime.suffix}")
         precision = precision_of(run, candidate)
-        run.export(candidate, run.job.runtime, precision, path)
+        run.export(candidate, run.job.runtime, precision, path, timed_only=True)
         run.stages.progress(name, 0.2)
         sessions, found = paired(run, name, name, path, repeats)
         before, after = (bench.median_ms(m, budget.clock) for m in (found.baseline, found.candidate))

@@ -53,10 +53,16 @@ class Run:
         """The original as a candidate."""
         return self.job.workload.candidate(network)
 
-    def export(self, candidate: Candidate, runtime: Runtime, precision: Precision, path: Path) -> None:
-        """Write a file, calibrated where it is int8."""
+    def export(
+        self, candidate: Candidate, runtime: Runtime, precision: Precision, path: Path, *, timed_only: bool = False
+    ) -> None:
+        """Write a file, calibrated where it is int8; with `timed_only` its weights do not matter."""
+        precision, workload = written(precision, runtime), self.job.workload
         with disk(path):
-            runtime.export(export_job(candidate, written(precision, runtime), path, self.job.workload))
+            if timed_only:
+                runtime.export(ExportJob(candidate, precision, str(path), workload.calibration_arrays()))
+            else:
+                runtime.export(export_job(candidate, precision, path, workload))
 
     def measure(self, models: Sequence[BenchModel], **settings: Unpack[bench.Settings]) -> list[Recorded]:
         """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run."""
@@ -85,7 +91,7 @@ def written(precision: Precision, runtime: Runtime) -> Precision:
 
 
 def export_job(candidate: Candidate, precision: Precision, path: Path, workload: Workload) -> ExportJob:
-    """What a runtime is asked for: an int8 file is calibrated, and its biases are corrected (`int8.for_file`)."""
+    """What a runtime is asked for: an int8 file is calibrated, and its weights are prepared (`int8.for_file`)."""
     if precision != "int8":
         return ExportJob(candidate, precision, str(path))
     ready = int8.for_file(candidate, Calibration(workload.calibration))

@@ -13,7 +13,7 @@ LONGEST = 6
 LEAST_GAIN = 0.002
 """Share of the latency below which a change of precision is not worth a border."""
 SPARED = (1, 2, 4, 8)
-"""So many of the operators that int8 harms most are tried in float."""
+"""So many of the operators that rounding harms most are tried in float, with what writes their inputs."""
 
 Latency = Callable[[Network], float]
 
@@ -23,8 +23,9 @@ def starts(
 ) -> list[Start]:
     """The float network, then those in int8 that no other beats in both latency and damage.
 
-    `damages` are those of int8 at single operators by name (None: not measured); `whole` is the measured damage of
-    int8 on all of them, to which their sum is scaled (None: not measured).
+    `damages` are those of rounding what single operators read, by name (None: not measured); `whole` is the measured
+    damage of int8 on all of them, to which their sum is scaled (None: not measured). What an operator reads is rounded
+    unless both it and all that write it are in float.
     """
     able = [operator.name for operator in network.operators if operator.kind in QUANTISED]
     own = {name: (damages or {}).get(name, 0.0) for name in able}
@@ -35,8 +36,9 @@ def starts(
 
     def start(int8: Iterable[str]) -> Start:
         precisions: dict[str, Precision] = {**network.precisions, **dict.fromkeys(int8, "int8")}
-        names = [name for name, precision in precisions.items() if precision == "int8"]
-        return Start(network.with_precisions(precisions), scale * sum(own.get(name, 0.0) for name in names))
+        names = {name for name, precision in precisions.items() if precision == "int8"}
+        rounded = [operator.name for operator in network.operators if network.reads_rounded(operator, names)]
+        return Start(network.with_precisions(precisions), scale * sum(own.get(name, 0.0) for name in rounded))
 
     if not able:
         return [Start(network)]
@@ -44,7 +46,11 @@ def starts(
     tried = [start(able), start(quicker)]
     if damages:
         harmful = sorted(quicker, key=lambda name: (-own[name], name))
-        tried += [start(set(quicker) - set(harmful[:count])) for count in SPARED if count < len(harmful)]
+        writers = {operator.name: operator.inputs for operator in network.operators}
+        for count in SPARED:
+            left = set(harmful[:count]).union(*(writers[name] for name in harmful[:count]))
+            if set(quicker) - left:
+                tried.append(start(set(quicker) - left))
     return [Start(network), *_undominated(tried, latency)]
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-2
 """Largest difference between directions of a filter before and after its conversion to half precision."""
+LEAST_LENGTH = 1e-4
+"""Of a filter, beside the longest of its layer, for its direction to count."""
 
 
 def with_int8_weights(model: Any, left: list[str]) -> Any:
@@ -35,7 +37,7 @@ def float_constants(model: Any, module: torch.nn.Module, network: Network, kept:
     """
     from coremltools.optimize.coreml import get_weights_metadata
 
-    constants = {name: _directions(data.val) for name, data in get_weights_metadata(model, weight_threshold=0).items()}
+    constants = {name: data.val for name, data in get_weights_metadata(model, weight_threshold=0).items()}
     owners: dict[str, set[str]] = {}
     for operator in network.operators:
         if operator.kind not in ("conv", "conv_transpose", "linear"):
@@ -64,9 +66,12 @@ def _directions(weight: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _alike(found: np.ndarray, wanted: np.ndarray) -> bool:
-    if found.shape != wanted.shape:
+def _alike(stored: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether stored filters have the wanted directions; those that are nearly zero have none in half precision."""
+    found = _directions(stored)
+    if found.shape != wanted.shape or not found.size:
         return False
     axes = tuple(range(1, wanted.ndim))
+    lengths = np.sqrt(np.square(np.asarray(stored, np.float32)).sum(axis=axes))
     distance = np.minimum(np.abs(found - wanted).max(axis=axes), np.abs(found + wanted).max(axis=axes))
-    return bool(distance.max(initial=0.0) < TOLERANCE)
+    return bool(distance[lengths > LEAST_LENGTH * lengths.max()].max(initial=0.0) < TOLERANCE)

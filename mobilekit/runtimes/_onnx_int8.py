@@ -11,12 +11,9 @@ from mobilekit.errors import UnsupportedError, first_line
 from mobilekit.runtimes import _onnx_weights
 from mobilekit.runtimes._job import quiet
 from mobilekit.runtimes._onnx_facts import ABSORBED, FUSED, WEIGHTED
-from mobilekit.runtimes._onnx_qdq import INT8_TYPES
+from mobilekit.runtimes._onnx_qdq import BARRIER, INT8_TYPES
 from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tracing import FileNode, OperatorValue, kept_nodes
-
-BARRIER = "Max"
-"""With one input it hands that on. ONNX Runtime removes identities, and not this one."""
 
 
 def prepared(model: Any, folder: Path) -> Any:
@@ -126,7 +123,10 @@ def _static(model: Any, left: set[str], samples: list[np.ndarray], folder: Path)
 
 
 def _keep_float(graph: Any, left: set[str]) -> None:
-    """Let nodes without weights stay in float between quantise nodes, where ONNX Runtime would run them in int8."""
+    """Let nodes stay in float between quantise nodes, where ONNX Runtime would run them in int8.
+
+    It would also round weights that are not rounded between such nodes, with one scale for all channels.
+    """
     from onnx import helper
 
     producers = {name: node for node in graph.node for name in node.output}
@@ -142,8 +142,13 @@ def _keep_float(graph: Any, left: set[str]) -> None:
             node.name in left and node.op_type in ABSORBED and source is not None and source.op_type not in WEIGHTED
         )
         following = readers.get(node.output[0], [])
-        if plain and node.op_type == "MaxPool" and source is not None and source.op_type == "DequantizeLinear":
-            # Dequantise nodes in front of it wander to behind it.
+        weighted = node.name in left and node.op_type in WEIGHTED
+        if (
+            (weighted or (plain and node.op_type == "MaxPool"))
+            and source is not None
+            and source.op_type == "DequantizeLinear"
+        ):
+            # Behind one, weights are rounded; those in front of a pool wander to behind it.
             given = f"{node.name}_input_float"
             nodes.append(helper.make_node(BARRIER, [node.input[0]], [given], name=given))
             node.input[0] = given

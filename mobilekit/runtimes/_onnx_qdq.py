@@ -16,6 +16,8 @@ INT8_TYPES = (
 """ONNX operators that ONNX Runtime runs in int8 (or removes) between quantise nodes.
 
 Found by optimising one of each."""
+BARRIER = "Max"
+"""With one input it hands that on. ONNX Runtime removes identities, and not this one."""
 WEIGHTED = frozenset({"Conv", "Gemm"})
 CLAMPS = frozenset({"Relu", "Clip"})
 PASSING = frozenset(
@@ -50,6 +52,10 @@ def quantise(graph: Graph, operators: set[str], outputs: list[str]) -> None:
         if int8 and node.op in WEIGHTED:
             nodes += _weights(graph, node, marks.scale(node.inputs[0])[0])
             reads[1:] = [f"{name}_dequantized" for name in node.inputs[1:]]
+        elif node.op in WEIGHTED and node.inputs[0] in marks.sources:
+            # as in `_onnx_int8`: without it, ONNX Runtime rounds these weights too
+            nodes.append(Node(BARRIER, f"{node.name}/float", node.operator, reads[:1], [f"{reads[0]}_float"]))
+            reads[0] = f"{reads[0]}_float"
         elif int8 and node.op in ("Add", "Mul"):
             nodes += [_constant(graph, name) for name in node.inputs if name in graph.constants]
             reads = [f"{name}_dequantized" if name in graph.constants else name for name in reads]

@@ -1,13 +1,19 @@
 """Post-training quantisation to int8 (Jacob et al. 2018, arXiv:1712.05877), as a QuantSpec that runtimes realise.
 
 Weights can be prepared for it: cross-layer equalisation and bias correction (Nagel et al. 2019, arXiv:1906.04721),
-learned rounding (Nagel et al. 2020, arXiv:2004.10568).
+learned rounding (Nagel et al. 2020, arXiv:2004.10568). Files are written from weights whose channels are smoothed and
+whose rounding errors make up for each other (GPTQ, Frantar et al. 2022, arXiv:2210.17323), with corrected biases.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import nn
 
 from mobilekit.cost.work import QUANTISED, quantised
 from mobilekit.errors import MobilekitError, UnsupportedError
@@ -20,6 +26,9 @@ if TYPE_CHECKING:
 WHOLE = "network"
 """The place of an option for all operators."""
 ROUNDINGS = ("nearest", "learned")
+KEPT = 2
+"""Prepared modules that are kept: the formats' files, and a look at them, are often written one after another."""
+_PREPARED: dict[str, nn.Module] = {}
 PREPARING = ("equalise", "correct_bias", "rounding")
 
 
@@ -100,22 +109,41 @@ class Int8:
 
 
 def for_file(candidate: Candidate, calibration: Calibration) -> Candidate:
-    """The candidate as an int8 file is written from it: biases take off what rounding the weights shifts.
+    """The candidate as an int8 file is written from it (`_quantisation.rounded_for_file`).
 
-    The same network with the same layers; the module of a float file stays as it is. Where biases cannot be corrected
+    The same network with the same layers; the module of a float file stays as it is. Where weights cannot be prepared
     (no layer in int8, batch norms that cannot be folded, inputs that are not finite) it is the candidate itself.
     """
-    from mobilekit.transforms._quantisation import Preparation, prepared
+    layers = layers_in_int8(candidate)
+    if not layers or not calibration.inputs:
+        return candidate
+    key = _key(candidate, calibration, layers)
+    if key not in _PREPARED:
+        from mobilekit.transforms._quantisation import rounded_for_file
 
-    if candidate.quant is None or not calibration.inputs:
-        return candidate
-    try:
-        module = prepared(
-            candidate.module, candidate.network, Preparation(correct_bias=True), calibration, layers_in_int8(candidate)
-        )
-    except MobilekitError:
-        return candidate
-    return replace(candidate, module=module)
+        try:
+            module = rounded_for_file(candidate.module, candidate.network, calibration, layers)
+        except MobilekitError:
+            return candidate
+        while len(_PREPARED) >= KEPT:
+            _PREPARED.pop(next(iter(_PREPARED)))
+        _PREPARED[key] = module
+    return replace(candidate, module=copy.deepcopy(_PREPARED[key]))
+
+
+def _key(candidate: Candidate, calibration: Calibration, layers: frozenset[str]) -> str:
+    """sha256 of all that the weights of a file depend on."""
+    digest = hashlib.sha256(f"{candidate.network.model_dump_json()}{sorted(layers)}{calibration.seed}".encode())
+    for name, tensor in candidate.module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    for batch in calibration.inputs:
+        digest.update(_bytes(batch))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def layers_in_int8(candidate: Candidate) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -167,6 +167,11 @@ class Network(Value):
     def with_precisions(self, precisions: Mapping[str, Precision]) -> Network:
         """The same network with these operators in these precisions."""
         return self.model_copy(update={"precisions": dict(precisions)})
+
+    def reads_rounded(self, operator: Operator, int8: Collection[str]) -> bool:
+        """Whether the operator reads rounded values with these operators in int8: it rounds what it reads itself,
+        or something in front of it rounds what it writes."""
+        return operator.name in int8 or any(name in int8 for name in operator.inputs)
 
     @property
     def macs(self) -> int:

@@ -12,10 +12,19 @@ from torch import fx, nn
 
 from mobilekit.network.folding import check_same, random_input
 from mobilekit.network.grids import along
-from mobilekit.network.layer_calls import CallGraph, Layer, clipped_at, out_dim, rectifies
-from mobilekit.network.nodes import argument, op_name, shape_of
+from mobilekit.network.layer_calls import CallGraph, clipped_at, out_dim
+from mobilekit.network.nodes import op_name
 from mobilekit.transforms._criteria.subject import run
 from mobilekit.transforms._quantisation.recording import calls_of, chosen
+from mobilekit.transforms._quantisation.scaling import (
+    VIEWS,
+    Reader,
+    flattened,
+    layer_at,
+    multiply,
+    passes_scale,
+    read_magnitudes,
+)
 from mobilekit.types import Calibration, Network
 
 SWEEPS = 100
@@ -25,19 +34,6 @@ STEEPEST = 1e4
 """A channel is scaled by this much at most in one sweep: what is nearly dead stays finite."""
 IMAGES = 256
 BATCH = 64
-POOLS = frozenset({"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"})
-RESIZES = frozenset({"upsample_nearest2d", "upsample_bilinear2d"})
-PASSES = frozenset({"dropout", "identity", "contiguous", "clone", "leaky_relu"}) | POOLS | RESIZES
-"""Functions f, channel by channel, with f(s x) = s f(x) for s > 0."""
-VIEWS = frozenset({"flatten", "view", "reshape", "squeeze"})
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A layer that reads the channels; each is `repeat` of its input features (a flattened map)."""
-
-    layer: str
-    repeat: int
 
 
 @dataclass(frozen=True)
@@ -77,8 +73,8 @@ def equalise(module: nn.Module, network: Network, calibration: Calibration | Non
         run(equal, example)  # what fails here fails for the user's inputs, in a sentence
     ready: list[tuple[Pair, torch.Tensor]] = []
     for pair in pairs:
-        weight = _layer(equal, pair.layer).weight
-        peak = weight.new_zeros(weight.shape[out_dim(_layer(equal, pair.layer))])
+        weight = layer_at(equal, pair.layer).weight
+        peak = weight.new_zeros(weight.shape[out_dim(layer_at(equal, pair.layer))])
         if math.isfinite(pair.bound):
             if not inputs:
                 refused[pair.layer] = f"its output is clipped at {pair.bound:g}, and there are no calibration inputs"
@@ -101,10 +97,10 @@ def equalise(module: nn.Module, network: Network, calibration: Calibration | Non
 
 def _scale(module: nn.Module, pair: Pair, peak: torch.Tensor) -> float:
     """Equalise one pair in place, its clipped peaks too; the largest logarithm of a scale."""
-    layer = _layer(module, pair.layer)
+    layer = layer_at(module, pair.layer)
     with torch.no_grad():
         written = layer.weight.movedim(out_dim(layer), 0).flatten(1).abs().amax(dim=1)
-        read = torch.stack([_read(_layer(module, r.layer), r.repeat) for r in pair.readers]).amax(dim=0)
+        read = torch.stack([read_magnitudes(layer_at(module, r.layer), r.repeat) for r in pair.readers]).amax(dim=0)
         alive = (written > 0) & (read > 0)
         ones = torch.ones_like(read)
         scale = (written / read.where(alive, ones)).sqrt().clamp(1 / STEEPEST, STEEPEST)
@@ -116,45 +112,17 @@ def _scale(module: nn.Module, pair: Pair, peak: torch.Tensor) -> float:
         if layer.bias is not None:
             layer.bias /= scale
         for reader in pair.readers:
-            _multiply(_layer(module, reader.layer), reader.repeat, scale)
+            multiply(layer_at(module, reader.layer), reader.repeat, scale)
     return float(scale.log().abs().max())
-
-
-def _read(layer: Layer, repeat: int) -> torch.Tensor:
-    """Largest magnitude of the weights that read each input channel."""
-    weight = layer.weight.abs()
-    if isinstance(layer, nn.Linear):
-        return weight.amax(dim=0).reshape(-1, repeat).amax(dim=1)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return weight.flatten(1).amax(dim=1)
-    rows = weight.flatten(2).amax(dim=2)
-    return rows.reshape(layer.groups, -1, rows.shape[1]).amax(dim=1).flatten()
-
-
-def _multiply(layer: Layer, repeat: int, scale: torch.Tensor) -> None:
-    """Multiply the weights that read each input channel by its scale."""
-    if isinstance(layer, nn.Linear):
-        layer.weight *= scale.repeat_interleave(repeat)
-    elif isinstance(layer, nn.ConvTranspose2d):
-        layer.weight *= scale[:, None, None, None]
-    else:
-        each = scale.reshape(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
-        layer.weight *= each.reshape(layer.out_channels, -1)[:, :, None, None]
 
 
 def _peaks(module: nn.Module, path: str, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """Largest output of each channel of a layer over the inputs."""
-    layer = _layer(module, path)
+    layer = layer_at(module, path)
     axis = -1 if isinstance(layer, nn.Linear) else 1
     return torch.stack(
         [given.movedim(axis, 0).flatten(1).amax(dim=1) for _, _, given in calls_of(module, [layer], inputs)]
     ).amax(dim=0)
-
-
-def _layer(module: nn.Module, path: str) -> Layer:
-    layer = module.get_submodule(path)
-    assert isinstance(layer, Layer)  # noqa: S101  (as the graph's calls found them)
-    return layer
 
 
 # ---------------------------------------------------------------- finding pairs
@@ -192,43 +160,16 @@ class _Search:
         for user in node.users:
             call = self.graph.called(user)
             bound = clipped_at(user)
-            flat = _flattened(user, repeat) if op_name(user) in VIEWS else None
+            flat = flattened(user, repeat) if op_name(user) in VIEWS else None
             if call is not None and user.args[0] is node:
                 self.readers.append(Reader(call.path, repeat))
             elif bound is not None:
                 self.bound = min(self.bound, bound)
                 self.follow(user, repeat)
-            elif rectifies(user) or (op_name(user) in PASSES and user.args[0] is node) or _keeps(user, node):
+            elif passes_scale(user, node):
                 self.follow(user, repeat)
             elif flat is not None:
                 self.follow(user, flat)
             elif self.reason is None:
                 what = "the network's output" if user.op == "output" else f"{op_name(user)} at {user.name}"
                 self.reason = f"{what} reads it, which scaled channels would change"
-
-
-def _flattened(node: fx.Node, repeat: int) -> int | None:
-    """Features a channel after a view of (N, C, H, W) as (N, C x H x W) or of (N, C, 1, 1) as (N, C)."""
-    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    if before == after:
-        return repeat
-    if len(before) == 4 and after == (before[0], math.prod(before[1:])):
-        return math.prod(before[2:])
-    return None
-
-
-def _keeps(node: fx.Node, data: fx.Node) -> bool:
-    """A mean over the map, padding with zeros, or a PReLU."""
-    name = op_name(node)
-    if node.args[:1] != (data,):
-        return False
-    if name == "mean":
-        rank, dims = len(shape_of(data)), argument(node, 1, "dim")
-        return rank == 4 and isinstance(dims, list | tuple) and {int(str(d)) % rank for d in dims} == {2, 3}
-    if name in ("pad", "constant_pad_nd"):
-        where = 3 if name == "pad" else 2
-        sides = argument(node, 1, "pad")
-        plain = name != "pad" or argument(node, 2, "mode", "constant") == "constant"
-        zero = argument(node, where, "value") in (None, 0)
-        return plain and zero and isinstance(sides, list | tuple) and len(sides) <= 4 and len(shape_of(data)) == 4
-    return name == "prelu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,13 @@ from mobilekit.types import Calibration, Network
 Watcher = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor | None]
 """A forward hook: what it returns takes the place of the output."""
 Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+TOGETHER = 256
+"""Calibration images that run at once, at most."""
+FEWEST = 8
+VALUES = 64 * 3 * 224 * 224
+"""Input values that run at once, at most."""
 
 
 class _ReachedError(Exception):
@@ -52,6 +60,13 @@ def chosen(module: nn.Module, calibration: Calibration, most: int, size: int) ->
     if len(images) > most:
         images = images[torch.from_numpy(np.linspace(0, len(images) - 1, most).round().astype(np.int64))]
     return list(torch.split(images, size))
+
+
+def one_batch(module: nn.Module, network: Network, calibration: Calibration) -> torch.Tensor:
+    """As many calibration images as one forward can take, evenly chosen, on the module's device."""
+    most = min(TOGETHER, max(FEWEST, VALUES // math.prod(network.input_shape[1:])))
+    (images,) = chosen(module, calibration, most, most)
+    return images
 
 
 def output_means(module: nn.Module, paths: Sequence[str], batch: torch.Tensor) -> dict[str, torch.Tensor]:
