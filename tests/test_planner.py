@@ -445,6 +445,17 @@ def test_the_most_harmful_operators_are_tried_in_float() -> None:
     assert "conv0" not in found[2].network.precisions
 
 
+def test_an_operator_is_spared_with_what_writes_its_input() -> None:
+    """In float alone, between two in int8, it would read rounded values all the same."""
+    network = chain([32, 32, 32], [8, 8, 8])
+    harm = {"conv0": 0.01, "conv1": 0.9, "conv2": 0.02}
+    found = starts(network, price, harm)
+    int8 = [set(start.network.precisions) for start in found]
+    assert {"conv0", "conv2"} not in int8
+    assert {"conv2"} in int8
+    assert found[int8.index({"conv2"})].damage == pytest.approx(0.02)
+
+
 def estimate(network: Network, latency: Callable[[Network], float]) -> Estimate:
     """A price in the form that a profile gives it."""
     rows = []

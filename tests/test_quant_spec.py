@@ -274,6 +274,38 @@ def test_core_ml_packs_weights_alone_and_says_what_it_has_not(start: Candidate, 
         export("coreml", int8(start, activations="dynamic"))
 
 
+class Between(nn.Module):
+    """A convolution with filters of very different size between two others, directly behind and in front of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.middle, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 6, 1)
+        with torch.no_grad():
+            self.middle.weight[0] *= 300  # its output is never above zero: nothing but the other filters' grid is lost
+            self.middle.bias[0] = -1e4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(F.relu(self.middle(F.relu(self.before(x)))))
+
+
+def test_weights_of_a_layer_left_in_float_are_not_rounded_by_the_runtime(export: Made) -> None:
+    module = Between().eval()
+    start = Candidate(module=module, example_input=images(1, 0), network=trace(module, images(1, 0)))
+    for name in RUN:
+        path, facts = export(name, int8(start, float="conv2d_1"))
+        assert facts.weights == {"fp32": 1, "int8": 2}
+        assert sqnr_db(name, path, module) > 30
+
+
+def test_core_ml_finds_the_weights_of_a_layer_whose_filter_is_nearly_zero(export: Made) -> None:
+    module = Between().eval()
+    module.middle.weight.data[3] *= 1e-8  # nothing is left of it in half precision
+    start = Candidate(module=module, example_input=images(1, 0), network=trace(module, images(1, 0)))
+    _, facts = export("coreml", int8(start, float="conv2d_1"))
+    assert facts.weights == {"fp16": 1, "int8": 2}
+
+
 # ---------------------------------------------------------------- sketches
 
 
