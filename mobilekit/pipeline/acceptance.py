@@ -77,13 +77,13 @@ class RoundResult(Value):
 
     @property
     def reachable_ms(self) -> float:
-        """The latency that is claimed to be within reach: the upper end of the interval."""
-        return self.measured_interval_ms[1]
+        """The latency that is claimed to be within reach: the upper end of the interval, for other occasions too."""
+        return self.measured_interval_ms[1] * math.exp(SURE * OCCASION_SPREAD)
 
     @property
     def reachable_ratio(self) -> float:
-        """How many times faster than the original is claimed to be within reach: the lower end of the interval."""
-        return self.ratio_interval[0]
+        """How many times faster than the original is claimed to be within reach: the lower end, likewise."""
+        return self.ratio_interval[0] * math.exp(-SURE * OCCASION_SPREAD)
 
 
 def accept(sessions: Sequence[float], earlier: Sequence[RoundResult]) -> float:
