@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +94,7 @@ def rounded_for_file(
     paths = [path for path in layers_in_order(plain, network) if path in layers]
     done = [path for path in paths if _on_grid(layer_at(plain, path))]
     if len(done) == len(paths):
-        return work
+        return copy.deepcopy(module).eval()
     inputs = one_batch(plain, network, calibration)
     with contextlib.suppress(UnsupportedError):  # without it, rounding is harder and still right
         plain = smooth(plain, network, torch.split(inputs, BATCH), done)
