@@ -19,12 +19,12 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 FASHION, PHOTOS = "mobilekit.workloads.fashion_mnist", "mobilekit.workloads.efficientnet_lite0"
+HOST = ("--profile", "host")
 RUNS = {
-    "fashion-onnx-4x": ["plan", FASHION, "--profile", "host", "--speedup", "4", "--runtime", "onnx"],
-    "photos-onnx-2x": ["plan", PHOTOS, "--profile", "host", "--speedup", "2", "--runtime", "onnx", "--no-train"],
-    "photos-tflite-2x": ["plan", PHOTOS, "--profile", "host", "--speedup", "2", "--runtime", "tflite"]
-    + ["--train-minutes", "8"],
-    "fashion-unreachable": ["plan", FASHION, "--profile", "host", "--latency-ms", "0.0001", "--runtime", "onnx"],
+    "fashion-onnx-4x": ["plan", FASHION, *HOST, "--speedup", "4", "--runtime", "onnx"],
+    "photos-onnx-2x": ["plan", PHOTOS, *HOST, "--speedup", "2", "--runtime", "onnx", "--no-train"],
+    "photos-tflite-2x": ["plan", PHOTOS, *HOST, "--speedup", "2", "--runtime", "tflite", "--train-minutes", "8"],
+    "fashion-unreachable": ["plan", FASHION, *HOST, "--latency-ms", "0.0001", "--runtime", "onnx"],
     "demo-3x": ["demo"],
 }
 PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "litert-torch", "coremltools", "numpy")
