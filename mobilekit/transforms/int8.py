@@ -7,13 +7,8 @@ whose rounding errors make up for each other (GPTQ, Frantar et al. 2022, arXiv:2
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
-
-import torch
-from torch import nn
 
 from mobilekit.cost.work import QUANTISED, quantised
 from mobilekit.errors import MobilekitError, UnsupportedError
@@ -26,9 +21,6 @@ if TYPE_CHECKING:
 WHOLE = "network"
 """The place of an option for all operators."""
 ROUNDINGS = ("nearest", "learned")
-KEPT = 2
-"""Prepared modules that are kept: the formats' files, and a look at them, are often written one after another."""
-_PREPARED: dict[str, nn.Module] = {}
 PREPARING = ("equalise", "correct_bias", "rounding")
 
 
@@ -117,33 +109,12 @@ def for_file(candidate: Candidate, calibration: Calibration) -> Candidate:
     layers = layers_in_int8(candidate)
     if not layers or not calibration.inputs:
         return candidate
-    key = _key(candidate, calibration, layers)
-    if key not in _PREPARED:
-        from mobilekit.transforms._quantisation import rounded_for_file
+    from mobilekit.transforms._quantisation.once import rounded_once
 
-        try:
-            module = rounded_for_file(candidate.module, candidate.network, calibration, layers)
-        except MobilekitError:
-            return candidate
-        while len(_PREPARED) >= KEPT:
-            _PREPARED.pop(next(iter(_PREPARED)))
-        _PREPARED[key] = module
-    return replace(candidate, module=copy.deepcopy(_PREPARED[key]))
-
-
-def _key(candidate: Candidate, calibration: Calibration, layers: frozenset[str]) -> str:
-    """sha256 of all that the weights of a file depend on."""
-    digest = hashlib.sha256(f"{candidate.network.model_dump_json()}{sorted(layers)}{calibration.seed}".encode())
-    for name, tensor in candidate.module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    for batch in calibration.inputs:
-        digest.update(_bytes(batch))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    try:
+        return replace(candidate, module=rounded_once(candidate, calibration, layers))
+    except MobilekitError:
+        return candidate
 
 
 def layers_in_int8(candidate: Candidate) -> frozenset[str]:
