@@ -256,7 +256,7 @@ An entry is the mean accuracy of the exported files on all test images in %, ± 
   than {GAIN_IN_INT8:g} times faster they are tried in fp32 too, and the better precision counts: chosen by the test
   images, which favours the peers.
 * Peers train on labels with the workload's loss: {_recipe(FINE_TUNING)}, cosine to zero; the scaled network from
-  scratch with {_recipe(FROM_SCRATCH)}. `benchmarks/README.md` says what other rates gave.
+  scratch with {_recipe(FROM_SCRATCH)}.
 * Torch-Pruning prunes globally, in {PRUNING_STEPS} steps, importances anew before each. Its networks are quantised by
   `onnxruntime.quantization` (static, QDQ, per channel, U8S8) and `ai_edge_quantizer` (static_wi8_ai8), the others by
   mobilekit's exporters; all are calibrated on the same images.
