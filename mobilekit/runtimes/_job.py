@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mobilekit.errors import BadInputError, UnsupportedError
-from mobilekit.types import ExportJob, Precision
+from mobilekit.types import ExportJob, Precision, Range
 
 if TYPE_CHECKING:
     import torch
+
+MOST_SAMPLES = 256
+"""Calibration samples that are used at most, evenly chosen, where a file is calibrated by itself."""
 
 
 @contextlib.contextmanager
@@ -92,6 +95,21 @@ def calibration_samples(job: ExportJob, most: int | None = None) -> list[np.ndar
     if most is None or len(samples) <= most:
         return samples
     return [samples[i] for i in np.linspace(0, len(samples) - 1, most).round().astype(int)]
+
+
+def ranges_of(job: ExportJob, module: torch.nn.Module) -> dict[str, Range]:
+    """What the tensors of the module range over: as the candidate's QuantSpec says, or else over the calibration.
+
+    Raises BadInputError as `calibration_samples`.
+    """
+    import torch
+
+    from mobilekit.network.observation import activation_ranges
+
+    spec = job.candidate.quant
+    if spec is not None and spec.ranges:
+        return dict(spec.ranges)
+    return activation_ranges(module, [(torch.from_numpy(sample),) for sample in calibration_samples(job, MOST_SAMPLES)])
 
 
 def telling_sample(job: ExportJob) -> np.ndarray:

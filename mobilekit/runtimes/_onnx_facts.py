@@ -36,6 +36,8 @@ FUSED = frozenset(
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 INTEGER = frozenset({"ConvInteger", "MatMulInteger"})
 """Operators on integers themselves, behind DynamicQuantizeLinear; what makes float of their sums belongs to them."""
+SUMS = ("Gemm", "MatMul")
+"""Operators whose integer kernel can write float."""
 ABSORBED = ("Relu", "Clip")
 """Activations that vanish into the quantise node behind them: it clamps by itself."""
 
@@ -72,8 +74,8 @@ def count(graph: Any) -> dict[str, int]:
     """Computing nodes per precision of their arithmetic.
 
     A node is int8 when it is of a type that ONNX Runtime fuses, all the data and weights that it reads come from
-    DequantizeLinear, and all that reads its output is QuantizeLinear (behind a clamp that vanishes into it); or when
-    it is one of the operators on integers.
+    DequantizeLinear, and all that reads its output is QuantizeLinear (behind a clamp that vanishes into it), or it is a
+    linear layer that writes an output of the network; or when it is one of the operators on integers.
     """
     return _Reading(graph).operators()
 
@@ -136,6 +138,8 @@ class _Reading:
 
     def _quantised_after(self, node: Any) -> bool:
         following = self.readers.get(node.output[0], [])
+        if node.op_type in SUMS and not following:
+            return True
         if len(following) == 1 and following[0].op_type in ABSORBED:
             following = self.readers.get(following[0].output[0], [])
         return bool(following) and all(reader.op_type == "QuantizeLinear" for reader in following)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mobilekit.errors import UnsupportedError, first_line
-from mobilekit.runtimes import _onnx_weights
 from mobilekit.runtimes._job import quiet
-from mobilekit.runtimes._onnx_facts import ABSORBED, FUSED, WEIGHTED
+from mobilekit.runtimes._onnx_facts import ABSORBED, FUSED, SUMS, WEIGHTED
 from mobilekit.runtimes._onnx_qdq import BARRIER, INT8_TYPES
 from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tracing import FileNode, OperatorValue, kept_nodes
+from mobilekit.types import Range
 
 
 def prepared(model: Any, folder: Path) -> Any:
@@ -40,86 +41,113 @@ def prepared(model: Any, folder: Path) -> Any:
     return ready
 
 
-def float_nodes(model: Any, selection: Selection, values: list[OperatorValue], sample: np.ndarray) -> set[str]:
+def float_nodes(
+    model: Any, selection: Selection, values: list[OperatorValue], tensors: Mapping[str, np.ndarray]
+) -> set[str]:
     """Names of the nodes that belong to the operators which stay in float. Raises UnsupportedError as `kept_nodes`."""
     nodes = [FileNode(n.name, tuple(n.input), tuple(n.output)) for n in model.graph.node]
-    return kept_nodes(selection, nodes, _tensors(model, sample), values)
+    return kept_nodes(selection, nodes, {name: (value,) for name, value in tensors.items()}, values)
 
 
-def _tensors(model: Any, sample: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
-    """Every float tensor that the model computes for a sample."""
+def computed(model: Any, sample: np.ndarray, wanted: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Float tensors that the model computes for a sample (`wanted`; None: every one, and what it reads)."""
+    return _probe(model, wanted)(sample)
+
+
+def _probe(model: Any, wanted: Collection[str] | None = None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Runs the model, unoptimised, and gives its tensors."""
     import onnx
     import onnxruntime
 
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
     written = {name for node in model.graph.node for name in node.output}
     results = {value.name for value in model.graph.output}
     for value in model.graph.value_info:
         is_float = value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         if is_float and value.name in written and value.name not in results:
-            watched.graph.output.append(value)
+            shown.graph.output.append(value)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in watched.graph.output]
-    found = session.run(names, {model.graph.input[0].name: sample})
-    return {name: (value,) for name, value in zip(names, found, strict=True)}
+    session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in shown.graph.output if wanted is None or value.name in wanted]
+    source = model.graph.input[0].name
+
+    def run(sample: np.ndarray) -> dict[str, np.ndarray]:
+        found = dict(zip(names, session.run(names, {source: sample}), strict=True)) if names else {}
+        return {source: sample, **found} if wanted is None or source in wanted else found
+
+    return run
 
 
-def quantised(model: Any, selection: Selection, left: set[str], samples: list[np.ndarray], folder: Path) -> Any:
-    """The prepared model as an int8 one; nodes `left` stay in float. `samples` are read for static ranges only."""
-    if selection.activations == "dynamic":
-        return _onnx_weights.dynamic(model, left)
-    if selection.activations == "float":
-        return _onnx_weights.weight_only(model, left)
-    return _static(model, left, samples, folder)
+def measured(model: Any, wanted: Collection[str], samples: Iterable[np.ndarray]) -> dict[str, Range]:
+    """What these tensors of the model range over, finite values only."""
+    found: dict[str, Range] = {}
+    run = _probe(model, wanted)
+    for sample in samples:
+        for name, value in run(sample).items():
+            finite = value[np.isfinite(value)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+            before = found.get(name, (low, high))
+            found[name] = (min(low, before[0]), max(high, before[1]))
+    return found
 
 
-def _static(model: Any, left: set[str], samples: list[np.ndarray], folder: Path) -> Any:
-    """Quantise nodes around all others, with ranges over all samples."""
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
+def static(model: Any, left: set[str], ranges: Mapping[str, Range]) -> Any:
+    """The prepared model with quantise nodes, scales of these ranges, around all nodes but those `left` in float."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ends = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        # On x86 only unsigned activations with signed weights (U8S8) fuse everywhere: with signed ones a
+        # third of the convolutions and all adds stay in float, and unsigned weights are 4 to 17 times slower.
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ends),
+        nodes_to_quantize=[],
+        nodes_to_exclude=sorted(left),
+        op_types_to_quantize=list(INT8_TYPES),
+        # Behind an operator in float, what only moves data would stay in float too.
+        extra_options={"ForceQuantizeNoInputCheck": bool(left)},
     )
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-        """Feeds the samples one by one: the graph has batch 1."""
-
-        def __init__(self) -> None:
-            self.rest = iter(samples)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            sample = next(self.rest, None)
-            return None if sample is None else {"input": sample}
-
-    source, result = folder / "named.onnx", folder / "quantised.onnx"
-    onnx.save(model, str(source))
     with quiet():
-        quantize_static(
-            str(source),
-            str(result),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(INT8_TYPES),
-            nodes_to_exclude=sorted(left),
-            per_channel=True,
-            # On x86 only unsigned activations with signed weights (U8S8) fuse everywhere: with signed ones a
-            # third of the convolutions and all adds stay in float, and unsigned weights are 4 to 17 times slower.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            # Behind an operator in float, what only moves data would stay in float too.
-            extra_options={"ForceQuantizeNoInputCheck": bool(left)},
-        )
-    ready = onnx.load(str(result))
+        quantizer.quantize_model()
+    ready = quantizer.model.model
     _keep_float(ready.graph, left)
+    _give_sums_in_float(ready.graph)
     return ready
+
+
+def _give_sums_in_float(graph: Any) -> None:
+    """Let linear layers that write an output of the network write it in float.
+
+    ONNX Runtime's integer kernel for them takes the sums to float as well as to bytes; 256 values for all logits give
+    the first place to several classes at once.
+    """
+    writers = {name: node for node in graph.node for name in node.output}
+
+    def behind(kinds: Collection[str], name: str) -> Any:
+        """The node of one of these kinds that writes a tensor; None: another one does."""
+        node = writers.get(name)
+        return node if node is not None and node.op_type in kinds else None
+
+    for result in [value.name for value in graph.output]:
+        dequantise = behind(("DequantizeLinear",), result)
+        quantise = dequantise and behind(("QuantizeLinear",), dequantise.input[0])
+        layer = quantise and behind(SUMS, quantise.input[0])
+        if layer and sum(quantise.input[0] in node.input for node in graph.node) == 1:
+            layer.output[0] = result
+            graph.node.remove(dequantise)
+            graph.node.remove(quantise)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def _keep_float(graph: Any, left: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,39 @@ from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tflite_facts import schema
 from mobilekit.runtimes._tflite_tables import packed, unpacked
 from mobilekit.runtimes._tracing import FileNode, OperatorValue, kept_nodes
-
-Range = tuple[float, float]
+from mobilekit.types import Range
 
 
 def quantised(
-    content: bytes, interpreter: Any, samples: list[np.ndarray], selection: Selection, left: set[str]
+    content: bytes, interpreter: Any, selection: Selection, left: set[str], ranges: dict[str, Range]
 ) -> bytes:
     """The float network in int8, with float32 at both ends; operators that write the tensors `left` stay in float.
 
-    `interpreter` runs the same network and keeps every tensor; samples are (1, H, W, C). Static ranges are over all
-    samples; otherwise none is read. Raises UnsupportedError where a tensor of `left` cannot be told from others.
+    `interpreter` runs the same network. `ranges` are those of all tensors, for static activations; otherwise none is
+    read. A linear layer that writes an output of the network writes it in float, and quantises its input by itself:
+    256 values for all logits give the first place to several classes at once. Raises UnsupportedError where a tensor of
+    `left` cannot be told from others.
     """
     static = selection.activations == "static"
-    ranges = _measured(interpreter, samples) if static else {}
     model = unpacked(content)
     if static and _give_pads_a_value(model, ranges):
         content = packed(model)
+    names = [tensor.name.decode() for tensor in model.subgraphs[0].tensors]
     with quiet(native=True):
         from ai_edge_quantizer import quantizer
 
         worker = quantizer.Quantizer(content, _recipe(selection))
-        _leave_float(worker, [tensor.name.decode() for tensor in model.subgraphs[0].tensors], left)
-        found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
+        if static:
+            _write_sums_in_float(worker, names, _last_linear(model) - left)
+        _leave_float(worker, names, left)
+        found = _calibrated(worker, interpreter, ranges) if static else None
         return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
 
 
 def float_tensors(
-    content: bytes, interpreter: Any, selection: Selection, values: list[OperatorValue], sample: np.ndarray
+    content: bytes, selection: Selection, values: list[OperatorValue], tensors: Mapping[str, Sequence[np.ndarray]]
 ) -> set[str]:
-    """Names of the tensors written by operators which stay in float. `sample` is (1, H, W, C).
+    """Names of the tensors written by operators which stay in float; `tensors` as of `computed`.
 
     Raises UnsupportedError as `kept_nodes`.
     """
@@ -57,17 +61,49 @@ def float_tensors(
         )
         for operator in graph.operators
     ]
+    written = {name for node in nodes for name in node.outputs}
+    keys = kept_nodes(selection, nodes, {n: forms for n, forms in tensors.items() if n in written}, values)
+    return {node.outputs[0] for node in nodes if node.key in keys}
+
+
+def computed(interpreter: Any, sample: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+    """Float tensors that the network reads and computes for a sample (1, H, W, C), maps also with channels first."""
+    found: dict[str, tuple[np.ndarray, ...]] = {}
+    for name, value in _run(interpreter, sample, _watched(interpreter)):
+        found[name] = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
+    return found
+
+
+def measured(interpreter: Any, names: Collection[str], samples: Iterable[np.ndarray]) -> dict[str, Range]:
+    """Smallest and largest finite value of these tensors over all samples (1, H, W, C)."""
+    ranges: dict[str, Range] = {}
+    tensors = [(index, name) for index, name in _watched(interpreter) if name in names]
+    for sample in samples:
+        for name, value in _run(interpreter, sample, tensors):
+            finite = value if np.isfinite(value.sum()) else value[np.isfinite(value)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+            before = ranges.get(name, (low, high))
+            ranges[name] = (min(before[0], low), max(before[1], high))
+    return ranges
+
+
+def _watched(interpreter: Any) -> list[tuple[int, str]]:
+    """Index and name of every float tensor that is no constant."""
+    source = interpreter.get_input_details()[0]
+    written = {int(i) for operator in interpreter._get_ops_details() for i in operator["outputs"]}
+    return [
+        (detail["index"], detail["name"])
+        for detail in interpreter.get_tensor_details()
+        if detail["dtype"] is np.float32 and (detail["index"] in written or detail["index"] == source["index"])
+    ]
+
+
+def _run(interpreter: Any, sample: np.ndarray, tensors: Iterable[tuple[int, str]]) -> Iterator[tuple[str, np.ndarray]]:
+    """These tensors of one run."""
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample)
     interpreter.invoke()
-    written = {name for node in nodes for name in node.outputs}
-    tensors: dict[str, tuple[np.ndarray, ...]] = {}
-    for detail in interpreter.get_tensor_details():
-        if detail["name"] in written and detail["dtype"] is np.float32:
-            value = interpreter.get_tensor(detail["index"])
-            forms = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
-            tensors[detail["name"]] = forms
-    keys = kept_nodes(selection, nodes, tensors, values)
-    return {node.outputs[0] for node in nodes if node.key in keys}
+    for index, name in tensors:
+        yield name, interpreter.get_tensor(index)
 
 
 def _recipe(selection: Selection) -> Any:
@@ -77,6 +113,25 @@ def _recipe(selection: Selection) -> Any:
     if selection.activations == "dynamic":
         return recipe.dynamic_wi8_afp32()
     return recipe.weight_only_wi8_afp32() if selection.activations == "float" else recipe.static_wi8_ai8()
+
+
+def _last_linear(model: Any) -> set[str]:
+    """Names of the outputs of the network that linear layers write."""
+    graph = model.subgraphs[0]
+    linear = schema().BuiltinOperator.FULLY_CONNECTED
+    ends = {int(i) for i in graph.outputs}
+    written = {int(op.outputs[0]) for op in graph.operators if _code(model, op) == linear}
+    return {graph.tensors[i].name.decode() for i in ends & written}
+
+
+def _write_sums_in_float(worker: Any, names: list[str], ends: set[str]) -> None:
+    """Linear layers that write these tensors quantise their inputs at every inference, and write float."""
+    from ai_edge_quantizer import qtyping
+
+    for name in sorted(ends):
+        if names.count(name) == 1:
+            kind = qtyping.TFLOperationName.FULLY_CONNECTED
+            worker.add_dynamic_config(regex=f"^{re.escape(name)};", operation_name=kind, num_bits=8)
 
 
 def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
@@ -94,41 +149,18 @@ def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
         worker.update_quantization_recipe(regex=exactly, operation_name=kinds.ALL_SUPPORTED, algorithm_key=none)
 
 
-def _calibrated(worker: Any, interpreter: Any, sample: np.ndarray, ranges: dict[str, Range]) -> Any:
-    """The quantiser's statistics with exact ranges in them."""
+def _calibrated(worker: Any, interpreter: Any, ranges: dict[str, Range]) -> Any:
+    """The quantiser's statistics with these ranges in them."""
     ((signature, names),) = interpreter.get_signature_list().items()
-    # One sample is enough for the form of the result. Its own ranges would be a moving average over samples
-    # (0.95), which cuts off what only some of them reach.
+    # One sample, of whatever values, gives the form of the result. The quantiser's own ranges would be a moving
+    # average over samples (0.95), which cuts off what only some of them reach.
+    sample = np.zeros(interpreter.get_input_details()[0]["shape"], np.float32)
     found = worker.calibrate({signature: [{names["inputs"][0]: sample}]}, num_threads=1)
     for name, (low, high) in ranges.items():
         entry = found.get(name, {})
         if "min" in entry and entry["min"].size == 1:
             entry["min"], entry["max"] = np.full_like(entry["min"], low), np.full_like(entry["max"], high)
     return found
-
-
-def _measured(interpreter: Any, samples: list[np.ndarray]) -> dict[str, Range]:
-    """Smallest and largest finite value of every float tensor that is computed, over all samples."""
-    source = interpreter.get_input_details()[0]
-    written = {int(i) for operator in interpreter._get_ops_details() for i in operator["outputs"]}
-    watched = [
-        (detail["index"], detail["name"])
-        for detail in interpreter.get_tensor_details()
-        if detail["dtype"] is np.float32 and (detail["index"] in written or detail["index"] == source["index"])
-    ]
-    ranges: dict[str, Range] = {name: (np.inf, -np.inf) for _, name in watched}
-    for sample in samples:
-        interpreter.set_tensor(source["index"], sample)
-        interpreter.invoke()
-        for index, name in watched:
-            # A view of the interpreter's memory: gone before the next run.
-            value = interpreter.tensor(index)()
-            low, high = float(value.min()), float(value.max())
-            if low == -np.inf:
-                low = float(value[np.isfinite(value)].min())
-            ranges[name] = (min(ranges[name][0], low), max(ranges[name][1], high))
-            del value
-    return ranges
 
 
 def zero_pads(path: Path) -> None:

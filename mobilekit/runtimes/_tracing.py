@@ -14,6 +14,7 @@ import numpy as np
 
 from mobilekit.errors import UnsupportedError
 from mobilekit.runtimes._selection import Selection
+from mobilekit.types import Range
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,14 @@ class FileNode:
 
 
 @dataclass(frozen=True)
+class NodeValue:
+    """What a node of the module's graph computes for one sample."""
+
+    node: str
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
 class OperatorValue:
     """A tensor on the way through an operator (before or after its batch norm, its activation, a view)."""
 
@@ -41,36 +50,57 @@ class OperatorValue:
     value: np.ndarray
 
 
+def node_values(module: torch.nn.Module, sample: np.ndarray) -> list[NodeValue]:
+    """Every tensor of the module's graph for one sample (1, C, H, W), its input included, in order."""
+    return [NodeValue(node.name, value) for node, value in _recorded(_program(module, sample), sample)]
+
+
 def operator_values(module: torch.nn.Module, sample: np.ndarray) -> list[OperatorValue]:
     """What every operator of the traced module computes for one sample (1, C, H, W), in order."""
-    import torch
-
     from mobilekit.network.rules import follow
 
-    given_input = torch.from_numpy(sample)
-    with torch.no_grad():
-        program = torch.export.export(module, (given_input,))
-        walk = follow(program)
-        signature, state = program.graph_signature, {**program.state_dict, **program.constants}
-        lifted = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-        given = [state[lifted[name]].clone() if name in lifted else given_input.clone() for name in names]
-        found: list[OperatorValue] = []
+    program = _program(module, sample)
+    sources = follow(program).sources
+    return [
+        OperatorValue(sources[node], value)
+        for node, value in _recorded(program, sample)
+        if sources.get(node, INPUT) != INPUT
+    ]
 
-        class Recorder(torch.fx.Interpreter):
-            """Keeps a copy of each tensor at once: forms in place write over it later."""
 
-            def run_node(self, n: torch.fx.Node) -> object:
-                result: object = super().run_node(n)
-                if n in walk.sources and walk.sources[n] != INPUT and isinstance(result, torch.Tensor):
-                    found.append(OperatorValue(walk.sources[n], result.detach().float().numpy().copy()))
-                return result
+def _program(module: torch.nn.Module, sample: np.ndarray) -> torch.export.ExportedProgram:
+    import torch
 
-        Recorder(program.graph_module).run(*given)
+    from mobilekit.network.observation import exported
+
+    return exported(module, (torch.from_numpy(sample),))
+
+
+def _recorded(program: torch.export.ExportedProgram, sample: np.ndarray) -> list[tuple[torch.fx.Node, np.ndarray]]:
+    import torch
+
+    from mobilekit.network.observation import watched
+
+    found: list[tuple[torch.fx.Node, np.ndarray]] = []
+    inputs = (torch.from_numpy(sample),)
+    watched(program, inputs, lambda node, value: found.append((node, value.detach().float().numpy().copy())))
+    return found
+
+
+def tensor_ranges(
+    tensors: Mapping[str, Sequence[np.ndarray]], values: Iterable[NodeValue], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """Tensors of a file -> what the nodes of the module's graph that compute the same range over.
+
+    `tensors` and `values` are of one sample, as in `kept_nodes`. Several nodes with the same values: what covers all
+    of them. Tensors that no node computes miss.
+    """
+    known = [(one.node, one.value) for one in values if one.node in ranges]
+    found: dict[str, Range] = {}
+    for name, nodes in _matches(tensors, known).items():
+        if nodes:
+            lows, highs = zip(*(ranges[node] for node in nodes), strict=True)
+            found[name] = (min(lows), max(highs))
     return found
 
 
@@ -87,7 +117,7 @@ def kept_nodes(
     Raises UnsupportedError where an operator that has to be found is not in the file, and where a tensor might be that
     of an operator which stays in float as well as of one which does not.
     """
-    owners = _owners(tensors, values)
+    owners = _matches(tensors, [(one.operator, one.value) for one in values])
     found: set[str] = set().union(*owners.values())
     lost = sorted(selection.sought - found)
     if lost:
@@ -117,18 +147,21 @@ def _is_kept(operators: set[str], kept_float: frozenset[str]) -> bool:
     return bool(operators & kept_float)
 
 
-def _owners(tensors: Mapping[str, Sequence[np.ndarray]], values: Iterable[OperatorValue]) -> dict[str, set[str]]:
-    """Which operators may have written each tensor."""
-    by_shape: dict[tuple[int, ...], list[OperatorValue]] = {}
-    for one in values:
-        by_shape.setdefault(_squeezed(one.value).shape, []).append(one)
-    owners: dict[str, set[str]] = {}
-    for name, layouts in tensors.items():
+def _matches(
+    tensors: Mapping[str, Sequence[np.ndarray]], values: Iterable[tuple[str, np.ndarray]]
+) -> dict[str, set[str]]:
+    """Which of the named values each tensor holds, in one of its layouts."""
+    by_shape: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
+    for name, value in values:
+        flat = _squeezed(value)
+        by_shape.setdefault(flat.shape, []).append((name, flat))
+    found: dict[str, set[str]] = {}
+    for tensor, layouts in tensors.items():
         for form in layouts:
             array = _squeezed(form)
-            same = {one.operator for one in by_shape.get(array.shape, ()) if _equal(array, _squeezed(one.value))}
-            owners.setdefault(name, set()).update(same)
-    return owners
+            same = {name for name, value in by_shape.get(array.shape, ()) if _equal(array, value)}
+            found.setdefault(tensor, set()).update(same)
+    return found
 
 
 def _squeezed(value: np.ndarray) -> np.ndarray:

@@ -12,12 +12,20 @@ import numpy as np
 from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
-from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
-from mobilekit.runtimes._job import calibration_samples, private_copy, quiet, refuse_unknown, telling_sample
+from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch, _onnx_weights
+from mobilekit.runtimes._job import (
+    MOST_SAMPLES,
+    calibration_samples,
+    private_copy,
+    quiet,
+    ranges_of,
+    refuse_unknown,
+    telling_sample,
+)
 from mobilekit.runtimes._onnx_graph import OPSET
 from mobilekit.runtimes._onnx_registry import keep_operators
 from mobilekit.runtimes._selection import selection
-from mobilekit.runtimes._tracing import operator_values
+from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
 if TYPE_CHECKING:
@@ -186,15 +194,27 @@ def _pool_globally(model: Any) -> None:
 def _int8_content(job: ExportJob, module: torch.nn.Module, example: torch.Tensor) -> bytes:
     """The network's int8 file."""
     choice = selection(job.candidate)
-    samples = calibration_samples(job) if choice.activations == "static" else []
     model = _float_model(module, example)
     with tempfile.TemporaryDirectory() as folder:
         ready = _onnx_int8.prepared(model, Path(folder))
-        left: set[str] = set()
-        if choice.kept_float:
-            sample = telling_sample(job)
-            left = _onnx_int8.float_nodes(ready, choice, operator_values(module, sample), sample)
-        quantised = _onnx_int8.quantised(ready, choice, left, samples, Path(folder))
+    tensors: dict[str, np.ndarray] = {}
+    left: set[str] = set()
+    if choice.activations == "static" or choice.kept_float:
+        sample = telling_sample(job)
+        tensors = _onnx_int8.computed(ready, sample)
+    if choice.kept_float:
+        left = _onnx_int8.float_nodes(ready, choice, operator_values(module, sample), tensors)
+    if choice.activations == "dynamic":
+        quantised = _onnx_weights.dynamic(ready, left)
+    elif choice.activations == "float":
+        quantised = _onnx_weights.weight_only(ready, left)
+    else:
+        known = {name: (value,) for name, value in tensors.items()}
+        ranges = tensor_ranges(known, node_values(module, sample), ranges_of(job, module))
+        taken_apart = tensors.keys() - ranges.keys()  # by the exporter: no tensors of the module
+        if taken_apart:
+            ranges |= _onnx_int8.measured(ready, taken_apart, calibration_samples(job, MOST_SAMPLES))
+        quantised = _onnx_int8.static(ready, left, ranges)
     del quantised.metadata_props[:]
     content: bytes = quantised.SerializeToString(deterministic=True)
     return content

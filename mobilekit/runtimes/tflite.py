@@ -13,21 +13,20 @@ from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _tflite_facts, _tflite_int8, _tflite_sketch
 from mobilekit.runtimes._job import (
+    MOST_SAMPLES,
     calibration_samples,
     private_copy,
     quiet,
+    ranges_of,
     refuse_unknown,
     telling_sample,
 )
-from mobilekit.runtimes._selection import selection
-from mobilekit.runtimes._tracing import operator_values
-from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
+from mobilekit.runtimes._selection import Selection, selection
+from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
+from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, Range
 
 if TYPE_CHECKING:
     import torch
-
-MOST_SAMPLES = 256
-"""Calibration samples that are used at most, evenly chosen: every one of them visits every tensor in Python."""
 
 
 class Tflite:
@@ -71,19 +70,10 @@ class Tflite:
             raise UnsupportedError(missing)
         module, example = private_copy(job)
         choice = selection(job.candidate) if job.precision == "int8" else None
-        static = choice is not None and choice.activations == "static"
-        samples = calibration_samples(job, MOST_SAMPLES) if static else []
         with appearing(Path(job.path)) as draft:
             _write_float(module, example, draft)
             if choice is not None:
-                interpreter = start_interpreter(draft, keep_all=True)
-                content, left = draft.read_bytes(), set[str]()
-                if choice.kept_float:
-                    sample = telling_sample(job)
-                    values = operator_values(module, sample)
-                    left = _tflite_int8.float_tensors(content, interpreter, choice, values, _channels_last(sample))
-                maps = [_channels_last(sample) for sample in samples]
-                content = _tflite_int8.quantised(content, interpreter, maps, choice, left)
+                content = _int8_content(job, module, choice, draft)
                 draft.unlink()  # The interpreter has the file mapped: it must not change under it.
                 draft.write_bytes(content)
 
@@ -115,6 +105,26 @@ class Tflite:
         """
         # Hundreds are written and read once: making each safe against a crash would take most of the time.
         Path(path).write_bytes(_tflite_sketch.sketch(network))
+
+
+def _int8_content(job: ExportJob, module: torch.nn.Module, choice: Selection, path: Path) -> bytes:
+    """The int8 form of the float file at `path`."""
+    content, static = path.read_bytes(), choice.activations == "static"
+    interpreter = start_interpreter(path, keep_all=True)
+    left: set[str] = set()
+    ranges: dict[str, Range] = {}
+    if static or choice.kept_float:
+        sample = telling_sample(job)
+        tensors = _tflite_int8.computed(interpreter, _channels_last(sample))
+    if choice.kept_float:
+        left = _tflite_int8.float_tensors(content, choice, operator_values(module, sample), tensors)
+    if static:
+        ranges = tensor_ranges(tensors, node_values(module, sample), ranges_of(job, module))
+        taken_apart = tensors.keys() - ranges.keys()  # by the converter: no tensors of the module
+        if taken_apart:
+            maps = [_channels_last(each) for each in calibration_samples(job, MOST_SAMPLES)]
+            ranges |= _tflite_int8.measured(interpreter, taken_apart, maps)
+    return _tflite_int8.quantised(content, interpreter, choice, left, ranges)
 
 
 def start_interpreter(path: Path, keep_all: bool = False) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mobilekit.cost.work import QUANTISED, quantised
-from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.errors import UnsupportedError
 from mobilekit.types import At, Calibration, Candidate, Network, Option, Precision, QuantSpec, RuntimeEntry
 from mobilekit.types.plan import WEIGHTS_IN_INT8, Activations
 
@@ -101,20 +101,18 @@ class Int8:
 
 
 def for_file(candidate: Candidate, calibration: Calibration) -> Candidate:
-    """The candidate as an int8 file is written from it (`_quantisation.rounded_for_file`).
+    """The candidate as an int8 file is written from it: weights prepared, ranges of activations in its QuantSpec.
 
-    The same network with the same layers; the module of a float file stays as it is. Where weights cannot be prepared
-    (no layer in int8, batch norms that cannot be folded, inputs that are not finite) it is the candidate itself.
+    The same network with the same layers (`_quantisation.rounded_for_file`); the module of a float file stays as it
+    is. Where weights cannot be prepared (no layer in int8, batch norms that cannot be folded, inputs that are not
+    finite) the module is the candidate's own. Without calibration inputs it is the candidate itself.
     """
-    layers = layers_in_int8(candidate)
-    if not layers or not calibration.inputs:
+    if candidate.quant is None or not calibration.inputs:
         return candidate
-    from mobilekit.transforms._quantisation.once import rounded_once
+    from mobilekit.transforms._quantisation.once import prepared_once
 
-    try:
-        return replace(candidate, module=rounded_once(candidate, calibration, layers))
-    except MobilekitError:
-        return candidate
+    module, ranges = prepared_once(candidate, calibration, layers_in_int8(candidate))
+    return replace(candidate, module=module, quant=candidate.quant.model_copy(update={"ranges": ranges}))
 
 
 def layers_in_int8(candidate: Candidate) -> frozenset[str]:

@@ -34,6 +34,7 @@ from mobilekit.types.plan import (
     Option,
     Plan,
     QuantSpec,
+    Range,
     RejectedOption,
     Together,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "Producer",
     "Provenance",
     "QuantSpec",
+    "Range",
     "RejectedOption",
     "Report",
     "Round",

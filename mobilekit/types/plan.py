@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from mobilekit.types.network import Estimate, Network
 from mobilekit.types.values import NonNegative, Positive, Precision, RuntimeName, Value
@@ -156,6 +156,10 @@ WEIGHTS_IN_INT8: dict[str, frozenset[str]] = {
 """Treatment of activations -> kinds of operators that it reaches: only weights are int8 in the file."""
 
 
+Range = tuple[float, float]
+"""Least and greatest value of a tensor."""
+
+
 class QuantSpec(Value):
     """Which operators run in int8 and how; every runtime realises it natively or says why it cannot.
 
@@ -171,6 +175,9 @@ class QuantSpec(Value):
     weight_scheme: Literal["symmetric per channel"] = "symmetric per channel"
     activation_scheme: Literal["asymmetric per tensor"] = "asymmetric per tensor"
     calibration: Literal["min-max"] = "min-max"
+    ranges: dict[str, Range] = Field(default_factory=dict)
+    """Static int8: what tensors range over on the calibration inputs, by the node of the exported PyTorch graph that
+    computes them. All files of a candidate get their scales from these. Empty: not calibrated yet."""
 
 
 @dataclass(frozen=True)
