@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from mobilekit.errors import BadInputError
 from mobilekit.runtimes._mil_program import Operation, Program, TensorType, read
 from mobilekit.types import FileFacts, TensorSpec
 
@@ -33,11 +34,15 @@ def describe(path: Path) -> FileFacts:
     """Read a package back. Raises BadInputError where it is none."""
     program = read(path)
     facts = _Facts(program)
+    try:
+        operators, weights = facts.operators(), facts.weights()
+    except (LookupError, ValueError, StopIteration):
+        raise BadInputError(f"{path} has operators without what they need, such as weights; export it again") from None
     return FileFacts(
         inputs=tuple(_spec(tensor) for tensor in program.inputs),
         outputs=tuple(_spec(tensor) for tensor in program.outputs),
-        operators=facts.operators(),
-        weights=facts.weights(),
+        operators=operators,
+        weights=weights,
     )
 
 
@@ -99,7 +104,7 @@ class _Facts:
         )
 
     def weights(self) -> dict[str, int]:
-        """Convolutions and linear layers by what their weights are stored as; weights that are computed are left out."""
+        """Convolutions and linear layers by how their weights are stored; weights that are computed are left out."""
         sources = [each.arguments["weight"][0] for each in self.program.operations if each.kind in WEIGHTED]
         return dict(sorted(Counter(self._stored(name) for name in sources if name in self.fixed).items()))
 

@@ -109,11 +109,8 @@ def reciprocal_root(given: Arguments) -> torch.Tensor:
 
 @OPERATORS.operator("select", "cond a b")
 def select(given: Arguments) -> torch.Tensor:
-    """`a` where the condition holds, else `b`; without both, the places (n, rank) where it holds."""
-    condition = given.tensor("cond").bool()
-    if "a" not in given and "b" not in given:
-        return torch.nonzero(condition)
-    return torch.where(condition, given.tensor("a"), given.tensor("b"))
+    """`a` where the condition holds, else `b`."""
+    return torch.where(given.tensor("cond"), given.tensor("a"), given.tensor("b"))
 
 
 @OPERATORS.operator("clamped_relu", "x alpha beta")
