@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -122,13 +123,13 @@ def divergence(reference: np.ndarray, other: np.ndarray) -> float:
     return float(np.square(reference - other, dtype=np.float64).sum() / scale)
 
 
-def parity(reference: np.ndarray, other: np.ndarray) -> Parity:
+def parity(reference: np.ndarray, other: np.ndarray, status: Literal["executed", "evaluated"] = "executed") -> Parity:
     """Compare a file's outputs with the module's; a ratio that would be infinite (bit-exact) is None."""
     ref, out = reference.astype(np.float64), other.astype(np.float64)
     error = np.square(ref - out).mean()
     norms = np.linalg.norm(ref) * np.linalg.norm(out)
     return Parity(
-        status="executed",
+        status=status,
         sqnr_db=float(10 * np.log10(np.square(ref).mean() / error)) if error > 0 and np.any(ref) else None,
         cosine=float(np.vdot(ref, out) / norms) if norms > 0 else None,
         top1_agreement=top1_agreement(reference, other) if classes(reference) > 1 else None,
@@ -138,7 +139,10 @@ def parity(reference: np.ndarray, other: np.ndarray) -> Parity:
 
 
 def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequence[np.ndarray]) -> Parity:
-    """Open a file, run it on the inputs and compare with the module; structure-only where it cannot run here."""
+    """Open a file, run it on the inputs and compare with the module.
+
+    The status is what `runtime.execution` says, and structure-only, with the reason, where the file cannot run here.
+    """
     try:
         session = runtime.open(path)
     except UnsupportedError as error:
@@ -147,7 +151,7 @@ def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequenc
     other = session(batch)
     if not np.isfinite(other).all():
         raise MobilekitError(f"{path.name} gives values that are not finite on calibration inputs")
-    return parity(outputs(module, torch.from_numpy(batch)), other)
+    return parity(outputs(module, torch.from_numpy(batch)), other, runtime.execution)
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:

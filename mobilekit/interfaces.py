@@ -72,6 +72,11 @@ class Runtime(Protocol):
     suffix: str
     precisions: tuple[Precision, ...]
 
+    @property
+    def execution(self) -> Literal["executed", "evaluated"]:
+        """How `open` runs a file on this machine: by the format's own engine, or number by number by mobilekit."""
+        ...
+
     def unavailable(self) -> str | None:
         """Why this machine cannot write the format (a missing package, with the command that installs it)."""
         ...
@@ -89,7 +94,7 @@ class Runtime(Protocol):
         ...
 
     def open(self, path: Path) -> Session:
-        """Open the file for execution here. Raises UnsupportedError where this machine cannot run it."""
+        """Open the file to run it here, as `execution` says. Raises UnsupportedError where this machine cannot."""
         ...
 
     def sketch(self, network: Network, path: Path) -> None:

@@ -9,7 +9,7 @@ from mobilekit.types import MeasurementRow, ModelRow, Parity, Report
 _STATUS: dict[str, tuple[str, Tone]] = {
     "executed": ("executed in its runtime", "good"),
     "evaluated": ("evaluated by mobilekit, not by its runtime", "warn"),
-    "structure-only": ("structure only, never executed", "warn"),
+    "structure-only": ("structure only, neither executed nor evaluated", "warn"),
     "unchecked": ("not checked", "warn"),
 }
 
@@ -65,7 +65,7 @@ def _parity(model: ModelRow) -> tuple[Cell, ...]:
 def _ratio(parity: Parity) -> Cell:
     if parity.sqnr_db is not None:
         return num(f"{parity.sqnr_db:.1f}")
-    return num("bit-exact") if parity.status == "executed" else num("not checked")
+    return num("bit-exact") if parity.samples else num("not checked")
 
 
 def _measurements(report: Report) -> list[Block]:

@@ -2,85 +2,133 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from mobilekit.errors import BadInputError
-from mobilekit.runtimes._job import quiet
+from mobilekit.runtimes._mil_program import Operation, Program, TensorType, read
 from mobilekit.types import FileFacts, TensorSpec
 
 LAYOUTS = {4: "NCHW", 2: "NC"}
 NOT_COMPUTING = frozenset(
     (
-        *("const", "cast", "identity", "shape", "reshape", "transpose", "squeeze", "expand_dims", "flatten2d"),
+        *("cast", "identity", "shape", "reshape", "transpose", "squeeze", "expand_dims", "flatten2d"),
         *("slice_by_index", "slice_by_size", "split", "gather", "stack", "range_1d", "fill", "quantize", "dequantize"),
     )
 )
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
-NAMES = {"FLOAT32": "fp32", "FLOAT16": "fp16", "INT8": "int8", "UINT8": "int8"}
+DTYPES = {"fp32": "float32", "fp16": "float16", "fp64": "float64"}
+NAMES = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "uint8": "int8", "int4": "int4", "uint4": "int4"}
+DATA = {
+    "constexpr_affine_dequantize": "quantized_data",
+    "constexpr_blockwise_shift_scale": "data",
+    "constexpr_sparse_blockwise_shift_scale": "nonzero_data",
+    "constexpr_cast": "source_val",
+    "dequantize": "input",
+}
+"""Operation that unpacks weights -> the parameter that holds them."""
 
 
 def describe(path: Path) -> FileFacts:
     """Read a package back. Raises BadInputError where it is none."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    with quiet(native=True):
-        import coremltools
-
-        try:
-            description = coremltools.utils.load_spec(str(path))
-        except (OSError, DecodeError, ValueError, RuntimeError) as error:
-            raise BadInputError(f"cannot read {path} as a Core ML package ({error}); export it again") from None
-    functions = description.mlProgram.functions
-    if "main" not in functions:
-        raise BadInputError(f"{path} holds no ML Program; export it again")
-    main = functions["main"]
-    block = main.block_specializations[main.opset]
-    written = {value.name: value for operation in block.operations for value in operation.outputs}
+    program = read(path)
+    facts = _Facts(program)
+    try:
+        operators, weights = facts.operators(), facts.weights()
+    except (LookupError, ValueError, StopIteration):
+        raise BadInputError(f"{path} has operators without what they need, such as weights; export it again") from None
     return FileFacts(
-        inputs=tuple(_spec(value) for value in main.inputs),
-        outputs=tuple(_spec(written[name]) for name in block.outputs),
-        operators=_count(block),
-        weights=_weights(block),
+        inputs=tuple(_spec(tensor) for tensor in program.inputs),
+        outputs=tuple(_spec(tensor) for tensor in program.outputs),
+        operators=operators,
+        weights=weights,
     )
 
 
-def _type(value: Any) -> str:
-    from coremltools.proto import MIL_pb2
-
-    return str(MIL_pb2.DataType.Name(value.type.tensorType.dataType))
-
-
-def _spec(value: Any) -> TensorSpec:
-    shape = tuple(int(size.constant.size) for size in value.type.tensorType.dimensions)
-    return TensorSpec(name=value.name, shape=shape, dtype=_type(value).lower(), layout=LAYOUTS.get(len(shape), ""))
+def _spec(tensor: TensorType) -> TensorSpec:
+    shape = tuple(size or 0 for size in tensor.shape)
+    dtype = DTYPES.get(tensor.elements, tensor.elements)
+    return TensorSpec(name=tensor.name, shape=shape, dtype=dtype, layout=LAYOUTS.get(len(shape), ""))
 
 
-def _count(block: Any) -> dict[str, int]:
-    """Computing operators: int8 where a weight is unpacked from int8, else by the type of what they write."""
-    unpacked = {
-        value.name
-        for operation in block.operations
-        if operation.type.startswith("constexpr_")
-        for value in operation.outputs
-    }
-    counts: Counter[str] = Counter()
-    for operation in block.operations:
-        if operation.type in NOT_COMPUTING or operation.type.startswith("constexpr_"):
-            continue
-        read = {binding.name for argument in operation.inputs.values() for binding in argument.arguments}
-        counts["int8" if read & unpacked else NAMES.get(_type(operation.outputs[0]), "other")] += 1
-    return dict(sorted(counts.items()))
+class _Facts:
+    """Counts over one program."""
 
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.writers = {output.name: each for each in program.operations for output in each.outputs}
+        self.readers: dict[str, list[str]] = {}
+        for each in program.operations:
+            for name in each.reads():
+                self.readers.setdefault(name, []).append(each.kind)
+        self.fixed = set(program.constants)
+        for each in program.operations:
+            if all(name in self.fixed for name in each.reads()):
+                self.fixed |= {output.name for output in each.outputs}
 
-def _weights(block: Any) -> dict[str, int]:
-    """Convolutions and linear layers per type that their weights are stored in."""
-    written = {value.name: operation for operation in block.operations for value in operation.outputs}
-    counts: Counter[str] = Counter()
-    for operation in block.operations:
-        if operation.type in WEIGHTED:
-            source = written[operation.inputs["weight"].arguments[0].name]
-            unpacked = source.type.startswith("constexpr_")
-            counts["int8" if unpacked else NAMES.get(_type(source.outputs[0]), "other")] += 1
-    return dict(sorted(counts.items()))
+    def operators(self) -> dict[str, int]:
+        """Computing operators: int8 where `_is_int8` says so, else by the type of what they write."""
+        counts: Counter[str] = Counter()
+        int8: set[str] = set()
+        for each in self.program.operations:
+            if each.kind in NOT_COMPUTING or each.name in self.fixed:
+                continue
+            if self._is_int8(each, int8):
+                int8.add(each.name)
+                counts["int8"] += 1
+            else:
+                precision = NAMES.get(each.outputs[0].elements, "other")
+                counts[precision if precision in DTYPES else "other"] += 1
+        return dict(sorted(counts.items()))
+
+    def _is_int8(self, operation: Operation, int8: set[str]) -> bool:
+        """Whether an operator has int8 weights, or int8 on every side.
+
+        One without weights is int8 where everything that it reads was int8 before, or where it stands between an int8
+        operator that only it reads and a quantise operator: it is part of that operator's kernel then.
+        """
+        if operation.kind in WEIGHTED and operation.arguments["weight"][0] in self.fixed:
+            return self._stored(operation.arguments["weight"][0]).endswith("int8")
+        sources = [name for name in operation.reads() if name not in self.fixed]
+        kinds = [self.writers[name].kind if name in self.writers else "input" for name in sources]
+        if sources and all(kind == "dequantize" for kind in kinds):
+            return True
+        quantised = self.readers.get(operation.name, [])
+        return (
+            len(sources) == 1
+            and sources[0] in int8
+            and len(self.readers[sources[0]]) == 1
+            and bool(quantised)
+            and all(kind == "quantize" for kind in quantised)
+        )
+
+    def weights(self) -> dict[str, int]:
+        """Convolutions and linear layers by how their weights are stored; weights that are computed are left out."""
+        sources = [each.arguments["weight"][0] for each in self.program.operations if each.kind in WEIGHTED]
+        return dict(sorted(Counter(self._stored(name) for name in sources if name in self.fixed).items()))
+
+    def _stored(self, name: str) -> str:
+        """How a constant is stored: int8, int4, palette4 (16 values), fp16; "sparse" before it where zeros are not."""
+        if name in self.program.constants:
+            return NAMES.get(self.program.constants[name].type.elements, "other")
+        writer = self.writers[name]
+        if writer.kind == "constexpr_sparse_to_dense":
+            return f"sparse-{self._stored(writer.arguments['nonzero_data'][0])}"
+        if writer.kind in ("constexpr_lut_to_dense", "constexpr_lut_to_sparse"):
+            return f"palette{self._index_bits(writer)}"
+        if writer.kind in DATA:
+            return self._stored(writer.arguments[DATA[writer.kind]][0])
+        return NAMES.get(writer.outputs[0].elements, "other")
+
+    def _index_bits(self, operation: Operation) -> int:
+        """Bits of an index into a look-up table: (entries,) in iOS 16, (*blocks, entries, vector) in iOS 18."""
+        name = operation.arguments["lut"][0]
+        constant = self.program.constants.get(name)
+        if constant is None:
+            writer = self.writers[name]
+            shape = next(output.shape for output in writer.outputs if output.name == name)
+        else:
+            shape = constant.type.shape
+        entries = shape[-2] if len(shape) > 1 else shape[0]
+        return round(math.log2(entries or 1))

@@ -1,17 +1,19 @@
-"""Core ML packages: written here, run on Apple devices only."""
+"""Core ML packages: written here, run by Core ML on macOS, and evaluated operator by operator elsewhere."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
-from mobilekit.runtimes import _coreml_facts
+from mobilekit.runtimes import _coreml_facts, _mil_program
 from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
 from mobilekit.runtimes._job import private_copy, quiet, refuse_unknown
 from mobilekit.runtimes._selection import selection
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Coreml:
-    """Writes ML Programs for iOS 16 or newer through torch.export. They cannot be executed off macOS.
+    """Writes ML Programs for iOS 16 or newer through torch.export; off macOS they are evaluated, not executed.
 
     >>> Coreml().suffix
     '.mlpackage'
@@ -31,6 +33,11 @@ class Coreml:
     name = "coreml"
     suffix = ".mlpackage"
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+    @property
+    def execution(self) -> Literal["executed", "evaluated"]:
+        """Core ML itself runs files on macOS; elsewhere mobilekit carries out their programs with PyTorch."""
+        return "executed" if sys.platform == "darwin" else "evaluated"
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write the format; None: it can."""
@@ -85,17 +92,52 @@ class Coreml:
         return _coreml_facts.describe(path)
 
     def open(self, path: Path) -> Session:
-        """Always raises UnsupportedError: only Apple's systems run these files."""
-        if not path.exists():
-            raise BadInputError(f"{path} does not exist; export it first")
-        raise UnsupportedError(
-            f"Core ML files can only be run on macOS or iOS, so {path.name} cannot be executed here; "
-            "time it with the iOS app or in Xcode"
-        )
+        """A session of the saved file, by Core ML on macOS and by `_mil_evaluator` elsewhere; one sample at a time.
+
+        The first input and the first output count. Raises BadInputError where the file cannot be read, and
+        UnsupportedError where its program has operators that the evaluator lacks.
+        """
+        missing = self.unavailable()
+        if missing:
+            raise UnsupportedError(missing)
+        program = _mil_program.read(path)
+        if self.execution == "executed":
+            return _session(program, _core_ml(path))
+        from mobilekit.runtimes._mil_evaluator import Evaluator
+
+        return _session(program, Evaluator(program).evaluate)
 
     def sketch(self, network: Network, path: Path) -> None:
         """Always raises UnsupportedError: there is nothing here to time it with."""
         raise UnsupportedError("Core ML networks cannot be timed off macOS; use a profile fitted to an Apple device")
+
+
+def _session(
+    program: _mil_program.Program, carry_out: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+) -> Session:
+    """A program that takes and gives arrays by name, fed one sample at a time."""
+    source, result = program.inputs[0].name, program.outputs[0].name
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        batch = np.ascontiguousarray(batch, dtype=np.float32)
+        rows = [carry_out({source: batch[i : i + 1]})[result] for i in range(len(batch))]
+        return np.asarray(np.concatenate(rows), np.float32)
+
+    return run
+
+
+def _core_ml(path: Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Apple's own engine, which exists on macOS only. Raises BadInputError where it refuses the file."""
+    with quiet(native=True):
+        import coremltools
+
+        try:
+            model = coremltools.models.MLModel(str(path))
+        # What Core ML refuses, and how, changes with macOS; the user needs to know that it was Core ML.
+        except Exception as error:
+            raise BadInputError(f"Core ML cannot open {path}: {first_line(error)}; export it again") from error
+    predict: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = model.predict
+    return predict
 
 
 def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precision) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Onnx:
     suffix = ".onnx"
     # The CPU provider has no fp16 kernels: it would convert every tensor forth and back.
     precisions: tuple[Precision, ...] = ("fp32", "int8")
+    execution: Literal["executed", "evaluated"] = "executed"
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write the format; None: it can."""

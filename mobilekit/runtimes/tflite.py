@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Tflite:
     name = "tflite"
     suffix = ".tflite"
     precisions: tuple[Precision, ...] = ("fp32", "int8")
+    execution: Literal["executed", "evaluated"] = "executed"
 
     def unavailable(self) -> str | None:
         """Why this machine cannot write the format; None: it can."""

@@ -18,8 +18,9 @@ class Parity(Value):
     """How close an exported file's outputs are to the PyTorch candidate's."""
 
     status: Literal["executed", "evaluated", "structure-only", "unchecked"]
+    """Run by the format's own engine; carried out by mobilekit; only read back (`note` says why); not even that."""
     sqnr_db: float | None = None
-    """None with status executed: the outputs are bit for bit equal, so that the ratio is infinite."""
+    """None with status executed or evaluated: the outputs are bit for bit equal, so that the ratio is infinite."""
     cosine: float | None = None
     top1_agreement: float | None = None
     max_abs_error: float | None = None
