@@ -88,7 +88,10 @@ def _recorded(program: torch.export.ExportedProgram, sample: np.ndarray) -> list
 
 
 def tensor_ranges(
-    tensors: Mapping[str, Sequence[np.ndarray]], values: Iterable[NodeValue], ranges: Mapping[str, Range]
+    tensors: Mapping[str, Sequence[np.ndarray]],
+    values: Iterable[NodeValue],
+    ranges: Mapping[str, Range],
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Range]:
     """Tensors of a file -> what the nodes of the module's graph that compute the same range over.
 
@@ -97,7 +100,7 @@ def tensor_ranges(
     """
     known = [(one.node, one.value) for one in values if one.node in ranges]
     found: dict[str, Range] = {}
-    for name, nodes in _matches(tensors, known).items():
+    for name, nodes in _matches(tensors, known, tolerance).items():
         if nodes:
             lows, highs = zip(*(ranges[node] for node in nodes), strict=True)
             found[name] = (min(lows), max(highs))
@@ -109,6 +112,7 @@ def kept_nodes(
     nodes: Sequence[FileNode],
     tensors: Mapping[str, Sequence[np.ndarray]],
     values: list[OperatorValue],
+    tolerance: float = TOLERANCE,
 ) -> set[str]:
     """Keys of the nodes that belong to the operators which stay in float as `selection` says.
 
@@ -117,7 +121,7 @@ def kept_nodes(
     Raises UnsupportedError where an operator that has to be found is not in the file, and where a tensor might be that
     of an operator which stays in float as well as of one which does not.
     """
-    owners = _matches(tensors, [(one.operator, one.value) for one in values])
+    owners = _matches(tensors, [(one.operator, one.value) for one in values], tolerance)
     found: set[str] = set().union(*owners.values())
     lost = sorted(selection.sought - found)
     if lost:
@@ -148,7 +152,7 @@ def _is_kept(operators: set[str], kept_float: frozenset[str]) -> bool:
 
 
 def _matches(
-    tensors: Mapping[str, Sequence[np.ndarray]], values: Iterable[tuple[str, np.ndarray]]
+    tensors: Mapping[str, Sequence[np.ndarray]], values: Iterable[tuple[str, np.ndarray]], tolerance: float
 ) -> dict[str, set[str]]:
     """Which of the named values each tensor holds, in one of its layouts."""
     by_shape: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
@@ -159,7 +163,7 @@ def _matches(
     for tensor, layouts in tensors.items():
         for form in layouts:
             array = _squeezed(form)
-            same = {name for name, value in by_shape.get(array.shape, ()) if _equal(array, value)}
+            same = {name for name, value in by_shape.get(array.shape, ()) if _equal(array, value, tolerance)}
             found.setdefault(tensor, set()).update(same)
     return found
 
@@ -169,6 +173,6 @@ def _squeezed(value: np.ndarray) -> np.ndarray:
     return value.squeeze()
 
 
-def _equal(left: np.ndarray, right: np.ndarray) -> bool:
+def _equal(left: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
     size = max(float(np.abs(right).max(initial=0.0)), 1e-12)
-    return bool(np.abs(left - right).max(initial=0.0) <= TOLERANCE * size)
+    return bool(np.abs(left - right).max(initial=0.0) <= tolerance * size)

@@ -14,13 +14,17 @@ from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts, _mil_program
-from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
+from mobilekit.runtimes._coreml_int8 import placement, with_rounded_tensors
+from mobilekit.runtimes._coreml_weights import with_int8_weights
 from mobilekit.runtimes._job import private_copy, quiet, refuse_unknown
 from mobilekit.runtimes._selection import selection
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
 if TYPE_CHECKING:
     import torch
+
+TARGET, ROUNDING_TARGET = "iOS16", "iOS17"
+"""The oldest systems that a file is for; quantise operations came with the second."""
 
 
 class Coreml:
@@ -72,12 +76,14 @@ class Coreml:
         if choice is not None and choice.activations == "dynamic":
             raise UnsupportedError("Core ML has no dynamic int8: ask for weight-only int8 (activations: float)")
         module, example = private_copy(job)
-        model = _converted(module, example, job.precision)
+        rounds = choice is not None and choice.activations == "static"
+        model = _converted(module, example, job.precision, ROUNDING_TARGET if rounds else TARGET)
         if choice is not None:
+            place = placement(model, job, module, choice)
+            if place.scales:
+                model = with_rounded_tensors(model, place.scales)
             with quiet(native=True):
-                kept = choice.kept_float
-                left = float_constants(model, module, job.candidate.network, kept) if kept else []
-                model = with_int8_weights(model, left)
+                model = with_int8_weights(model, place.float_weights)
         with appearing(Path(job.path)) as draft, quiet():
             model.save(str(draft))
 
@@ -140,7 +146,7 @@ def _core_ml(path: Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarr
     return predict
 
 
-def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precision) -> Any:
+def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precision, target: str) -> Any:
     """The network as a coremltools MLModel that is not loaded."""
     import torch
 
@@ -153,7 +159,7 @@ def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precis
                 program,
                 inputs=[coremltools.TensorType(name="input", shape=tuple(example.shape), dtype=np.float32)],
                 outputs=[coremltools.TensorType(name="output", dtype=np.float32)],
-                minimum_deployment_target=coremltools.target.iOS16,
+                minimum_deployment_target=getattr(coremltools.target, target),
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
                 skip_model_load=True,
             )
