@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,12 @@ from mobilekit import registry
 from mobilekit.cost.work import quantised
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.network import trace
+from mobilekit.network.observation import activation_ranges
+from mobilekit.runtimes import _mil_program
 from mobilekit.runtimes import onnx as onnx_runtime
 from mobilekit.runtimes import tflite as tflite_runtime
 from mobilekit.runtimes._onnx_weights import _rounded
+from mobilekit.transforms.int8 import for_file
 from mobilekit.types import Calibration, Candidate, ExportJob, FileFacts, Option, Plan, QuantSpec
 
 SIZE = 24
@@ -82,6 +87,11 @@ def int8(candidate: Candidate, where: str = "network", **settings: Any) -> Candi
     return registry.transform("int8").apply(candidate, option)
 
 
+def identity(module: nn.Module) -> str:
+    """Its class and all its numbers."""
+    return type(module).__name__ + str([float(tensor.double().sum()) for tensor in module.state_dict().values()])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def converted_once() -> Iterator[None]:
     """Networks are converted to float once for each runtime: that takes most of an export."""
@@ -90,13 +100,13 @@ def converted_once() -> Iterator[None]:
     to_onnx, to_tflite = onnx_runtime._float_model, tflite_runtime._write_float
 
     def float_model(module: nn.Module, example: torch.Tensor) -> Any:
-        name = type(module).__name__
+        name = identity(module)
         if name not in protos:
             protos[name] = to_onnx(module, example)
         return copy.deepcopy(protos[name])
 
     def write_float(module: nn.Module, example: torch.Tensor, path: Path) -> None:
-        name = type(module).__name__
+        name = identity(module)
         if name not in files:
             to_tflite(module, example, path)
             files[name] = path.read_bytes()
@@ -272,6 +282,73 @@ def test_core_ml_packs_weights_alone_and_says_what_it_has_not(start: Candidate, 
         assert mixed != path
     with pytest.raises(UnsupportedError, match="Core ML has no dynamic"):
         export("coreml", int8(start, activations="dynamic"))
+
+
+# ---------------------------------------------------------------- one spec's ranges in every file
+
+
+def scales_of(name: str, path: Path) -> list[float]:
+    """Steps of all activations that are rounded in a file."""
+    if name == "onnx":
+        graph = onnx.load(str(path)).graph
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        return [float(stored[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"]
+    if name == "tflite":
+        details = tflite_runtime.start_interpreter(path).get_tensor_details()
+        return [d["quantization"][0] for d in details if d["dtype"] is np.int8 and d["quantization"][0]]
+    program = _mil_program.read(path)
+    places = [o.arguments["scale"][0] for o in program.operations if o.kind == "quantize"]
+    return [float(program.constants[place].value()) for place in places]
+
+
+@pytest.mark.parametrize("name", [*RUN, "coreml"])
+def test_scales_in_the_file_are_those_of_the_spec(name: str, start: Candidate, export: Made) -> None:
+    calibrated = for_file(int8(start), Calibration((images(24, 11),)))
+    assert calibrated.quant is not None
+    found = calibrated.quant.ranges
+    assert found["x"] == (float(images(24, 11).min()), float(images(24, 11).max()))
+    # wider than what any of these inputs reaches: only the spec can have said so
+    wide = {**found, "x": (-30.0, 21.0), "relu": (0.0, 51.0)}
+    spec = calibrated.quant.model_copy(update={"ranges": wide})
+    path, _ = export(name, replace(calibrated, quant=spec))
+    written = scales_of(name, path)
+    # coremltools divides the scales around a sum by one of them, which rounds to the same values
+    for node in ("x", "relu", "avg_pool2d") if name == "coreml" else ("x", "relu", "add"):
+        low, high = wide[node]
+        step = (max(high, 0.0) - min(low, 0.0)) / 255
+        assert min(abs(each / step - 1) for each in written) < 1e-3, node
+
+
+def test_ranges_are_exact_over_all_inputs_and_without_what_is_not_finite() -> None:
+    class Logarithm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(x.mean((2, 3)))
+
+    inputs = torch.rand(5, 3, 4, 4) + 0.5
+    inputs[3] = 0.0
+    found = activation_ranges(Logarithm().eval(), [(inputs[:2],), (inputs[2:],)])
+    assert found["x"] == (0.0, float(inputs.max()))
+    logs = torch.log(inputs.mean((2, 3)))[[0, 1, 2, 4]]
+    assert found["log"] == pytest.approx((float(logs.min()), float(logs.max())))
+
+
+@pytest.mark.parametrize("name", [*RUN, "coreml"])
+def test_logits_are_not_rounded_to_256_values(name: str, start: Candidate, export: Made) -> None:
+    path, facts = export(name, int8(start))
+    logits = registry.runtime(name).open(path)(images(64, 5).numpy())
+    assert len(np.unique(logits)) > 300
+    assert facts.weights == {"int8": 5}
+    assert facts.outputs[0].dtype == "float32"
+
+
+def test_core_ml_computes_in_int8_what_it_can(start: Candidate, export: Made) -> None:
+    path, facts = export("coreml", int8(start))
+    kinds = Counter(operation.kind for operation in _mil_program.read(path).operations)
+    assert kinds["dequantize"] >= kinds["quantize"] > 5
+    assert facts.operators["int8"] > 7
+    assert sqnr_db("coreml", path, start.module) > LEAST_DB["static"]
+    _, mixed = export("coreml", int8(start, float=",".join(LEFT)))
+    assert mixed.operators["int8"] == facts.operators["int8"] - len(LEFT)
 
 
 class Between(nn.Module):
