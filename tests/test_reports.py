@@ -620,7 +620,7 @@ def test_parity_is_told_in_words(render: Any) -> None:
     text = render(sample_report())
     for phrase in (
         "bit-exact",
-        "structure only, never executed",
+        "structure only, neither executed nor evaluated",
         "not checked",
         "evaluated by mobilekit, not by its runtime",
     ):
