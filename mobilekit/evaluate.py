@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError
+from mobilekit.exportable import Arrays
 from mobilekit.interfaces import Runtime, Session
+from mobilekit.signature import input_names, named_outputs
 from mobilekit.types import Parity
 from mobilekit.workload import Workload, sentence
 
@@ -24,7 +26,7 @@ BATCH_ELEMENTS = 1_000_000
 
 
 class SessionModule(nn.Module):
-    """An exported file in the shape of a module, so that the user's `evaluate(model)` judges the file itself."""
+    """An exported file of one input and one output as a module: the user's `evaluate(model)` judges the file itself."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -34,7 +36,8 @@ class SessionModule(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Run the file on a float32 batch (N, C, H, W)."""
-        return torch.from_numpy(self.session(batch.detach().cpu().numpy()))
+        (output,) = self.session([batch.detach().cpu().numpy()])
+        return torch.from_numpy(output)
 
 
 def accuracy(workload: Workload, module: nn.Module) -> float:
@@ -70,6 +73,26 @@ def outputs(module: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     size = batch_size(inputs)
     with torch.inference_mode():
         return np.concatenate([module(batch).float().cpu().numpy() for batch in torch.split(inputs, size)])
+
+
+def named_results(module: nn.Module, inputs: Arrays) -> dict[str, np.ndarray]:
+    """The module's outputs by name, each (N, ...), for a float32 array (N, ...) of each input.
+
+    Raises BadInputError where the first axis of an output is not the batch.
+    """
+    names = input_names(module, len(inputs))
+    tensors = [torch.from_numpy(array) for array in inputs]
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for batch in zip(*(torch.split(part, batch_size(tensors[0])) for part in tensors), strict=True):
+            for name, value in named_outputs(module(*batch), names).items():
+                if len(value) != len(batch[0]):
+                    raise BadInputError(
+                        f"the model returns {name} of {len(value)} rows for {len(batch[0])} samples: the first axis of "
+                        "every output must be the batch"
+                    )
+                found.setdefault(name, []).append(value.float().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def batch_size(inputs: torch.Tensor) -> int:
@@ -137,17 +160,30 @@ def parity(reference: np.ndarray, other: np.ndarray) -> Parity:
     )
 
 
-def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequence[np.ndarray]) -> Parity:
-    """Open a file, run it on the inputs and compare with the module; structure-only where it cannot run here."""
+def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequence[Arrays]) -> Parity:
+    """Open a file, run it on batches and compare with the module; structure-only where it cannot run here.
+
+    Of several outputs the one that is furthest from the module's decides, and is named in the note. Raises
+    MobilekitError where a value is not finite.
+    """
     try:
         session = runtime.open(path)
     except UnsupportedError as error:
         return Parity(status="structure-only", note=str(error))
-    batch = np.concatenate(list(inputs))
-    other = session(batch)
-    if not np.isfinite(other).all():
+    whole = tuple(np.concatenate(batches) for batches in zip(*inputs, strict=True))
+    found = session(whole)
+    if not all(np.isfinite(values).all() for values in found):
         raise MobilekitError(f"{path.name} gives values that are not finite on calibration inputs")
-    return parity(outputs(module, torch.from_numpy(batch)), other)
+    reference = named_results(module, whole)
+    rows = {name: parity(reference[name], values) for name, values in zip(reference, found, strict=True)}
+    worst = min(rows, key=lambda name: _closeness(rows[name]))
+    if len(rows) == 1:
+        return rows[worst]
+    return rows[worst].model_copy(update={"note": f"of the output {worst}, the furthest of {len(rows)}"})
+
+
+def _closeness(row: Parity) -> float:
+    return math.inf if row.sqnr_db is None else row.sqnr_db
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:

@@ -25,10 +25,10 @@ from mobilekit.types import (
 if TYPE_CHECKING:
     import numpy as np
 
-Session = Callable[["np.ndarray"], "np.ndarray"]
-"""An opened model file: float32 NCHW batch (N, C, H, W) in, first output (N, ...) as float32 out.
+Session = Callable[[Sequence["np.ndarray"]], list["np.ndarray"]]
+"""An opened model file: takes a float32 batch (N, ...) for each input, gives a float32 array (N, ...) for each output.
 
-Layout changes and quantised inputs or outputs are hidden inside."""
+Both are laid out as PyTorch has them: changes of layout and quantised inputs or outputs are hidden inside."""
 
 
 class Transform(Protocol):

@@ -135,7 +135,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def sqnr_db(name: str, path: Path, module: nn.Module) -> float:
     with torch.no_grad():
         wanted = module(images(16, 99)).numpy()
-    error = ((wanted - registry.runtime(name).open(path)(images(16, 99).numpy())) ** 2).mean()
+    error = ((wanted - registry.runtime(name).open(path)([images(16, 99).numpy()])[0]) ** 2).mean()
     return float(10 * np.log10((wanted**2).mean() / max(error, 1e-30)))
 
 

@@ -141,7 +141,7 @@ def test_file_agrees_and_is_what_it_says(
         images = smooth(16, 99)
         with torch.no_grad():
             reference = module(torch.from_numpy(images)).numpy()
-        found = runtime.open(path)(images)
+        found = runtime.open(path)([images])[0]
         assert found.shape == reference.shape
         assert found.dtype == np.float32
         assert sqnr_db(reference, found) > (60 if precision == "fp32" else 20)
@@ -225,7 +225,7 @@ def test_map_output_is_nchw_for_the_caller(folder: Path) -> None:
             continue
         path = folder / f"map{runtime.suffix}"
         runtime.export(job(module, "fp32", path))
-        assert sqnr_db(reference, runtime.open(path)(images)) > 60
+        assert sqnr_db(reference, runtime.open(path)([images])[0]) > 60
         assert runtime.describe(path).outputs[0].layout == ("NHWC" if name == "tflite" else "NCHW")
 
 

@@ -9,6 +9,7 @@ from typing import Unpack
 
 from mobilekit import bench
 from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.exportable import Exportable, of_workload
 from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.request import Job
@@ -24,9 +25,9 @@ from mobilekit.types import (
     Measurement,
     Network,
     Precision,
+    Untraced,
     Value,
 )
-from mobilekit.workload import Workload
 
 
 class Recorded(Value):
@@ -62,7 +63,7 @@ class Run:
             if timed_only:
                 runtime.export(ExportJob(candidate, precision, str(path), workload.calibration_arrays()))
             else:
-                runtime.export(export_job(candidate, precision, path, workload))
+                runtime.export(export_job(candidate, precision, path, of_workload(workload)))
 
     def measure(self, models: Sequence[BenchModel], **settings: Unpack[bench.Settings]) -> list[Recorded]:
         """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run."""
@@ -90,12 +91,13 @@ def written(precision: Precision, runtime: Runtime) -> Precision:
     return precision if precision in runtime.precisions else runtime.precisions[0]
 
 
-def export_job(candidate: Candidate, precision: Precision, path: Path, workload: Workload) -> ExportJob:
+def export_job(candidate: Candidate | Untraced, precision: Precision, path: Path, source: Exportable) -> ExportJob:
     """What a runtime is asked for: an int8 file is calibrated, and its weights are prepared (`int8.for_file`)."""
     if precision != "int8":
         return ExportJob(candidate, precision, str(path))
-    ready = int8.for_file(candidate, Calibration(workload.calibration))
-    return ExportJob(ready, precision, str(path), workload.calibration_arrays())
+    if isinstance(candidate, Candidate):
+        candidate = int8.for_file(candidate, Calibration(tuple(batch for (batch,) in source.calibration)))
+    return ExportJob(candidate, precision, str(path), source.calibration_arrays())
 
 
 def bench_model(name: str, path: Path, runtime: str) -> BenchModel:

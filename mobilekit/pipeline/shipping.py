@@ -8,20 +8,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import Field
+from torch import nn
 
 from mobilekit import manifest, registry
 from mobilekit.errors import MobilekitError, StorageError
-from mobilekit.evaluate import SessionModule, accuracy, file_parity, outputs
+from mobilekit.evaluate import SessionModule, accuracy, file_parity, named_results
+from mobilekit.exportable import Exportable, of_workload
 from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.original import file_size
 from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
 from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job
+from mobilekit.signature import input_names
 from mobilekit.store import Store
-from mobilekit.types import Candidate, ExportedModel, Precision, Value
-from mobilekit.workload import Workload
+from mobilekit.types import Candidate, ExportedModel, Precision, Untraced, Value
 
 PARITY_SAMPLES = 64
 LEAST_SQNR_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
@@ -62,7 +63,8 @@ def export_all(run: Run, candidate: Candidate) -> list[Shipped]:
             raise
         except MobilekitError as error:  # not kept as finished: a resumed run tries again
             run.fail("export", subject, error, "use another runtime or precision; the other files are not affected")
-    write_manifest(Store(run.store.path("models")), candidate, [s.model for s in shipped], run.job.workload)
+    source = of_workload(run.job.workload)
+    write_manifest(Store(run.store.path("models")), candidate.module, [s.model for s in shipped], source)
     return shipped
 
 
@@ -74,7 +76,7 @@ def _shipped(run: Run, candidate: Candidate, runtime: Runtime, precision: Precis
 def _ship(run: Run, candidate: Candidate, runtime: Runtime, precision: Precision) -> Shipped:
     workload = run.job.workload
     path = run.store.path("models", file_name(workload.name, runtime, precision))
-    model = write_checked(candidate, runtime, precision, path, workload)
+    model = write_checked(candidate, runtime, precision, path, of_workload(workload))
     found = None
     if model.parity.status == "executed":
         try:
@@ -93,16 +95,16 @@ def file_name(name: str, runtime: Runtime, precision: Precision) -> str:
 
 
 def write_checked(
-    candidate: Candidate, runtime: Runtime, precision: Precision, path: Path, workload: Workload
+    candidate: Candidate | Untraced, runtime: Runtime, precision: Precision, path: Path, source: Exportable
 ) -> ExportedModel:
     """Write a file, reopen it and compare it with the module on calibration inputs.
 
     Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`.
     """
     with disk(path):
-        runtime.export(export_job(candidate, precision, path, workload))
+        runtime.export(export_job(candidate, precision, path, source))
     try:
-        parity = file_parity(runtime, path, candidate.module, workload.calibration_arrays(PARITY_SAMPLES))
+        parity = file_parity(runtime, path, candidate.module, source.calibration_arrays(PARITY_SAMPLES))
         least = LEAST_SQNR_DB[precision]
         if parity.sqnr_db is not None and parity.sqnr_db < least:
             raise MobilekitError(
@@ -129,16 +131,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_manifest(store: Store, candidate: Candidate, models: list[ExportedModel], workload: Workload) -> None:
-    """Describe the files for apps, with golden vectors of the candidate."""
-    inputs = np.concatenate(workload.calibration_arrays(manifest.GOLDEN_SAMPLES))
+def write_manifest(store: Store, module: nn.Module, models: list[ExportedModel], source: Exportable) -> None:
+    """Describe the files for apps, with golden vectors of the module that they were written from."""
+    batches = source.calibration_arrays(manifest.GOLDEN_SAMPLES)
+    inputs = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
     manifest.write(
         store,
         models,
-        inputs,
-        outputs(candidate.module, torch.from_numpy(inputs)),
-        preprocessing=workload.preprocessing,
-        labels=workload.labels,
+        dict(zip(input_names(module, len(inputs)), inputs, strict=True)),
+        named_results(module, inputs),
+        preprocessing=source.preprocessing,
+        labels=source.labels,
     )
 
 

@@ -10,7 +10,7 @@ from mobilekit.errors import BadInputError
 from mobilekit.runtimes._job import quiet
 from mobilekit.types import FileFacts, TensorSpec
 
-LAYOUTS = {4: "NCHW", 2: "NC"}
+LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 NOT_COMPUTING = frozenset(
     (
         *("const", "cast", "identity", "shape", "reshape", "transpose", "squeeze", "expand_dims", "flatten2d"),

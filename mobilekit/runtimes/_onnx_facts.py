@@ -9,7 +9,7 @@ from typing import Any
 from mobilekit.errors import BadInputError
 from mobilekit.types import FileFacts, TensorSpec
 
-LAYOUTS = {4: "NCHW", 2: "NC"}
+LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 NOT_COMPUTING = frozenset(
     (
         *(

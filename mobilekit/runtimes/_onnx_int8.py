@@ -9,7 +9,7 @@ import numpy as np
 
 from mobilekit.errors import UnsupportedError, first_line
 from mobilekit.runtimes import _onnx_weights
-from mobilekit.runtimes._job import quiet
+from mobilekit.runtimes._job import Sample, quiet
 from mobilekit.runtimes._onnx_facts import ABSORBED, FUSED, WEIGHTED
 from mobilekit.runtimes._onnx_qdq import BARRIER, INT8_TYPES
 from mobilekit.runtimes._selection import Selection
@@ -40,13 +40,13 @@ def prepared(model: Any, folder: Path) -> Any:
     return ready
 
 
-def float_nodes(model: Any, selection: Selection, values: list[OperatorValue], sample: np.ndarray) -> set[str]:
+def float_nodes(model: Any, selection: Selection, values: list[OperatorValue], sample: Sample) -> set[str]:
     """Names of the nodes that belong to the operators which stay in float. Raises UnsupportedError as `kept_nodes`."""
     nodes = [FileNode(n.name, tuple(n.input), tuple(n.output)) for n in model.graph.node]
     return kept_nodes(selection, nodes, _tensors(model, sample), values)
 
 
-def _tensors(model: Any, sample: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+def _tensors(model: Any, sample: Sample) -> dict[str, tuple[np.ndarray, ...]]:
     """Every float tensor that the model computes for a sample."""
     import onnx
     import onnxruntime
@@ -64,11 +64,16 @@ def _tensors(model: Any, sample: np.ndarray) -> dict[str, tuple[np.ndarray, ...]
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in watched.graph.output]
-    found = session.run(names, {model.graph.input[0].name: sample})
+    found = session.run(names, _feed(model, sample))
     return {name: (value,) for name, value in zip(names, found, strict=True)}
 
 
-def quantised(model: Any, selection: Selection, left: set[str], samples: list[np.ndarray], folder: Path) -> Any:
+def _feed(model: Any, sample: Sample) -> dict[str, np.ndarray]:
+    """A sample's arrays by the names of the model's inputs."""
+    return {value.name: array for value, array in zip(model.graph.input, sample, strict=True)}
+
+
+def quantised(model: Any, selection: Selection, left: set[str], samples: list[Sample], folder: Path) -> Any:
     """The prepared model as an int8 one; nodes `left` stay in float. `samples` are read for static ranges only."""
     if selection.activations == "dynamic":
         return _onnx_weights.dynamic(model, left)
@@ -77,7 +82,7 @@ def quantised(model: Any, selection: Selection, left: set[str], samples: list[np
     return _static(model, left, samples, folder)
 
 
-def _static(model: Any, left: set[str], samples: list[np.ndarray], folder: Path) -> Any:
+def _static(model: Any, left: set[str], samples: list[Sample], folder: Path) -> Any:
     """Quantise nodes around all others, with ranges over all samples."""
     import onnx
     from onnxruntime.quantization import (
@@ -96,7 +101,7 @@ def _static(model: Any, left: set[str], samples: list[np.ndarray], folder: Path)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             sample = next(self.rest, None)
-            return None if sample is None else {"input": sample}
+            return None if sample is None else _feed(model, sample)
 
     source, result = folder / "named.onnx", folder / "quantised.onnx"
     onnx.save(model, str(source))

@@ -11,7 +11,7 @@ from typing import Any
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.types import FileFacts, TensorSpec
 
-LAYOUTS = {4: "NHWC", 2: "NC"}
+LAYOUTS = {2: "NC", 3: "NCL", 4: "NHWC", 5: "NCDHW"}
 NOT_COMPUTING = frozenset(
     (
         *("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SHAPE", "CAST", "FILL"),

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.errors import UnsupportedError
-from mobilekit.runtimes._job import quiet
+from mobilekit.errors import UnsupportedError, first_line
+from mobilekit.runtimes._job import Sample, quiet
 from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tflite_facts import schema
 from mobilekit.runtimes._tflite_tables import packed, unpacked
@@ -18,13 +18,11 @@ from mobilekit.runtimes._tracing import FileNode, OperatorValue, kept_nodes
 Range = tuple[float, float]
 
 
-def quantised(
-    content: bytes, interpreter: Any, samples: list[np.ndarray], selection: Selection, left: set[str]
-) -> bytes:
+def quantised(content: bytes, interpreter: Any, samples: list[Sample], selection: Selection, left: set[str]) -> bytes:
     """The float network in int8, with float32 at both ends; operators that write the tensors `left` stay in float.
 
-    `interpreter` runs the same network and keeps every tensor; samples are (1, H, W, C). Static ranges are over all
-    samples; otherwise none is read. Raises UnsupportedError where a tensor of `left` cannot be told from others.
+    `interpreter` runs the same network and keeps every tensor; samples have maps as (1, H, W, C). Static ranges are
+    over all samples; otherwise none is read. Raises UnsupportedError where one of `left` is not alone.
     """
     static = selection.activations == "static"
     ranges = _measured(interpreter, samples) if static else {}
@@ -36,14 +34,18 @@ def quantised(
 
         worker = quantizer.Quantizer(content, _recipe(selection))
         _leave_float(worker, [tensor.name.decode() for tensor in model.subgraphs[0].tensors], left)
-        found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
-        return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+        try:
+            found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
+            return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+        # It raises whatever its many passes raise, for subgraphs that it does not follow among others.
+        except Exception as error:
+            raise UnsupportedError(f"ai-edge-quantizer cannot quantise the network: {first_line(error)}") from error
 
 
 def float_tensors(
-    content: bytes, interpreter: Any, selection: Selection, values: list[OperatorValue], sample: np.ndarray
+    content: bytes, interpreter: Any, selection: Selection, values: list[OperatorValue], sample: Sample
 ) -> set[str]:
-    """Names of the tensors written by operators which stay in float. `sample` is (1, H, W, C).
+    """Names of the tensors written by operators which stay in float. `sample` has maps as (1, H, W, C).
 
     Raises UnsupportedError as `kept_nodes`.
     """
@@ -57,8 +59,7 @@ def float_tensors(
         )
         for operator in graph.operators
     ]
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample)
-    interpreter.invoke()
+    _run(interpreter, sample)
     written = {name for node in nodes for name in node.outputs}
     tensors: dict[str, tuple[np.ndarray, ...]] = {}
     for detail in interpreter.get_tensor_details():
@@ -94,12 +95,20 @@ def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
         worker.update_quantization_recipe(regex=exactly, operation_name=kinds.ALL_SUPPORTED, algorithm_key=none)
 
 
-def _calibrated(worker: Any, interpreter: Any, sample: np.ndarray, ranges: dict[str, Range]) -> Any:
+def _run(interpreter: Any, sample: Sample) -> None:
+    for source, array in zip(interpreter.get_input_details(), sample, strict=True):
+        interpreter.set_tensor(source["index"], array)
+    interpreter.invoke()
+
+
+def _calibrated(worker: Any, interpreter: Any, sample: Sample, ranges: dict[str, Range]) -> Any:
     """The quantiser's statistics with exact ranges in them."""
-    ((signature, names),) = interpreter.get_signature_list().items()
+    (signature,) = interpreter.get_signature_list()
+    # In files of ours, inputs have the same names in the signature and in the graph.
+    given = {source["name"]: array for source, array in zip(interpreter.get_input_details(), sample, strict=True)}
     # One sample is enough for the form of the result. Its own ranges would be a moving average over samples
     # (0.95), which cuts off what only some of them reach.
-    found = worker.calibrate({signature: [{names["inputs"][0]: sample}]}, num_threads=1)
+    found = worker.calibrate({signature: [given]}, num_threads=1)
     for name, (low, high) in ranges.items():
         entry = found.get(name, {})
         if "min" in entry and entry["min"].size == 1:
@@ -107,19 +116,18 @@ def _calibrated(worker: Any, interpreter: Any, sample: np.ndarray, ranges: dict[
     return found
 
 
-def _measured(interpreter: Any, samples: list[np.ndarray]) -> dict[str, Range]:
+def _measured(interpreter: Any, samples: list[Sample]) -> dict[str, Range]:
     """Smallest and largest finite value of every float tensor that is computed, over all samples."""
-    source = interpreter.get_input_details()[0]
+    given = {source["index"] for source in interpreter.get_input_details()}
     written = {int(i) for operator in interpreter._get_ops_details() for i in operator["outputs"]}
     watched = [
         (detail["index"], detail["name"])
         for detail in interpreter.get_tensor_details()
-        if detail["dtype"] is np.float32 and (detail["index"] in written or detail["index"] == source["index"])
+        if detail["dtype"] is np.float32 and (detail["index"] in written | given)
     ]
     ranges: dict[str, Range] = {name: (np.inf, -np.inf) for _, name in watched}
     for sample in samples:
-        interpreter.set_tensor(source["index"], sample)
-        interpreter.invoke()
+        _run(interpreter, sample)
         for index, name in watched:
             # A view of the interpreter's memory: gone before the next run.
             value = interpreter.tensor(index)()

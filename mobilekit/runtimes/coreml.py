@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +13,9 @@ from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts
 from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
-from mobilekit.runtimes._job import private_copy, quiet, refuse_unknown
+from mobilekit.runtimes._job import Source, private_copy, quiet, refuse_unknown
 from mobilekit.runtimes._selection import selection
-from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
-
-if TYPE_CHECKING:
-    import torch
+from mobilekit.types import Candidate, ExportJob, FileFacts, Network, OperatorShape, Precision
 
 
 class Coreml:
@@ -48,7 +45,7 @@ class Coreml:
         return None
 
     def export(self, job: ExportJob) -> None:
-        """Write a package folder: static batch 1, float32 NCHW multi-array in, float32 out.
+        """Write a package folder: static batch 1, float32 multi-arrays in and out as PyTorch has them.
 
         fp16 computes in half precision. int8 is the fp16 program with symmetric int8 weights, a scale per output
         channel: activations and biases stay fp16, so no calibration is needed and it is smaller, not necessarily
@@ -64,12 +61,14 @@ class Coreml:
         choice = selection(job.candidate) if job.precision == "int8" else None
         if choice is not None and choice.activations == "dynamic":
             raise UnsupportedError("Core ML has no dynamic int8: ask for weight-only int8 (activations: float)")
-        module, example = private_copy(job)
-        model = _converted(module, example, job.precision)
+        source = private_copy(job)
+        model = _converted(source, job.precision)
         if choice is not None:
             with quiet(native=True):
-                kept = choice.kept_float
-                left = float_constants(model, module, job.candidate.network, kept) if kept else []
+                kept, known = choice.kept_float, job.candidate
+                left: list[str] = []
+                if isinstance(known, Candidate) and kept:
+                    left = float_constants(model, source.module, known.network, kept)
                 model = with_int8_weights(model, left)
         with appearing(Path(job.path)) as draft, quiet():
             model.save(str(draft))
@@ -98,7 +97,7 @@ class Coreml:
         raise UnsupportedError("Core ML networks cannot be timed off macOS; use a profile fitted to an Apple device")
 
 
-def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precision) -> Any:
+def _converted(source: Source, precision: Precision) -> Any:
     """The network as a coremltools MLModel that is not loaded."""
     import torch
 
@@ -106,11 +105,14 @@ def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precis
         import coremltools
 
         try:
-            program = torch.export.export(module, (example,)).run_decompositions({})
+            program = torch.export.export(source.module, source.inputs).run_decompositions({})
             return coremltools.convert(
                 program,
-                inputs=[coremltools.TensorType(name="input", shape=tuple(example.shape), dtype=np.float32)],
-                outputs=[coremltools.TensorType(name="output", dtype=np.float32)],
+                inputs=[
+                    coremltools.TensorType(name=name, shape=tuple(value.shape), dtype=np.float32)
+                    for name, value in zip(source.input_names, source.inputs, strict=True)
+                ],
+                outputs=[coremltools.TensorType(name=name, dtype=np.float32) for name in source.outputs],
                 minimum_deployment_target=coremltools.target.iOS16,
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
                 skip_model_load=True,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +14,20 @@ from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
-from mobilekit.runtimes._job import calibration_samples, private_copy, quiet, refuse_unknown, telling_sample
+from mobilekit.runtimes._job import (
+    Source,
+    calibration_samples,
+    private_copy,
+    quiet,
+    refuse_other_counts,
+    refuse_unknown,
+    telling_sample,
+)
 from mobilekit.runtimes._onnx_graph import OPSET
 from mobilekit.runtimes._onnx_registry import keep_operators
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import operator_values
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Onnx:
@@ -48,7 +54,7 @@ class Onnx:
         return _onnx_sketch.int8_refusal(shape) if precision == "int8" else None
 
     def export(self, job: ExportJob) -> None:
-        """Write one file without external data: static batch 1, float32 NCHW in, float32 out, batch norm folded.
+        """Write one file without external data: static batch 1, float32 in PyTorch's layout, batch norm folded.
 
         int8 has symmetric int8 weights with a scale per output channel, and is what `candidate.quant` says (None: the
         whole network, static). Static: quantise nodes around every operator that the spec names and ONNX Runtime has in
@@ -62,11 +68,11 @@ class Onnx:
         calibration.
         """
         refuse_unknown("ONNX", job.precision, self.precisions)
-        module, example = private_copy(job)
+        source = private_copy(job)
         if job.precision != "int8":
-            content = _float_model(module, example).SerializeToString(deterministic=True)
+            content = _float_model(source).SerializeToString(deterministic=True)
         else:
-            content = _int8_content(job, module, example)
+            content = _int8_content(job, source)
         with appearing(Path(job.path)) as draft:
             draft.write_bytes(content)
 
@@ -77,14 +83,17 @@ class Onnx:
     def open(self, path: Path) -> Session:
         """A session on one thread of the CPU; batches are fed one sample at a time."""
         session = start_session(path)
-        (source, *_), (result, *_) = session.get_inputs(), session.get_outputs()
+        inputs = [source.name for source in session.get_inputs()]
+        outputs = [result.name for result in session.get_outputs()]
 
-        def run(batch: np.ndarray) -> np.ndarray:
-            batch = np.ascontiguousarray(batch, dtype=np.float32)
-            rows: list[np.ndarray] = [
-                session.run([result.name], {source.name: batch[i : i + 1]})[0] for i in range(len(batch))
-            ]
-            return np.concatenate(rows)
+        def run(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+            refuse_other_counts(batches, inputs)
+            given = [np.ascontiguousarray(batch, dtype=np.float32) for batch in batches]
+            rows: list[list[np.ndarray]] = []
+            for i in range(len(given[0])):
+                feed = {name: batch[i : i + 1] for name, batch in zip(inputs, given, strict=True)}
+                rows.append(session.run(outputs, feed))
+            return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
         return run
 
@@ -121,7 +130,7 @@ def start_session(path: Path) -> Any:
         raise BadInputError(f"ONNX Runtime cannot open {path}: {error}; export it again") from None
 
 
-def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
+def _float_model(source: Source) -> Any:
     """The network as a float32 onnx.ModelProto without the exporter's notes (they hold paths of this machine)."""
     import torch
 
@@ -129,13 +138,13 @@ def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
-                (example,),
+                source.module,
+                source.inputs,
                 dynamo=True,
                 optimize=True,
                 opset_version=OPSET,
-                input_names=["input"],
-                output_names=["output"],
+                input_names=list(source.input_names),
+                output_names=list(source.outputs),
                 verbose=False,
             )
             assert program is not None  # noqa: S101  (only dynamo=False returns None)
@@ -183,17 +192,18 @@ def _pool_globally(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _int8_content(job: ExportJob, module: torch.nn.Module, example: torch.Tensor) -> bytes:
+def _int8_content(job: ExportJob, source: Source) -> bytes:
     """The network's int8 file."""
     choice = selection(job.candidate)
     samples = calibration_samples(job) if choice.activations == "static" else []
-    model = _float_model(module, example)
+    model = _float_model(source)
     with tempfile.TemporaryDirectory() as folder:
         ready = _onnx_int8.prepared(model, Path(folder))
         left: set[str] = set()
         if choice.kept_float:
             sample = telling_sample(job)
-            left = _onnx_int8.float_nodes(ready, choice, operator_values(module, sample), sample)
+            values = operator_values(source.module, sample[0])
+            left = _onnx_int8.float_nodes(ready, choice, values, sample)
         quantised = _onnx_int8.quantised(ready, choice, left, samples, Path(folder))
     del quantised.metadata_props[:]
     content: bytes = quantised.SerializeToString(deterministic=True)

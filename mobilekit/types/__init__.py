@@ -36,6 +36,7 @@ from mobilekit.types.plan import (
     QuantSpec,
     RejectedOption,
     Together,
+    Untraced,
 )
 from mobilekit.types.report import (
     Finding,
@@ -107,6 +108,7 @@ __all__ = [
     "StageRow",
     "TensorSpec",
     "Together",
+    "Untraced",
     "Validation",
     "Value",
     "within",

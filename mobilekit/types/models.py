@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from mobilekit.types.plan import Candidate
+from mobilekit.types.plan import Candidate, Untraced
 from mobilekit.types.values import Precision, RuntimeName, Value
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 class Parity(Value):
@@ -32,8 +33,11 @@ class TensorSpec(Value):
 
     name: str
     shape: tuple[int, ...]
+    """As the file has it."""
     dtype: str
     layout: str
+    """Order of the file's axes, in the letters of PyTorch's order (NC, NCL, NCHW, NCDHW): what says NHWC has PyTorch's
+    axis 1 last. Empty for other ranks, which are as PyTorch has them."""
     scale: float | None = None
     zero_point: int | None = None
 
@@ -66,10 +70,17 @@ class ExportedModel(Value):
 class ExportJob:
     """What a runtime is asked to write.
 
-    `calibration` are input batches (N, C, H, W) float32 that fix int8 ranges; empty for float precisions.
+    `calibration` are float32 input batches that fix int8 ranges: an array, or a tuple of arrays where the network has
+    several inputs; empty for float precisions.
     """
 
-    candidate: Candidate
+    candidate: Candidate | Untraced
     precision: Precision
     path: str
-    calibration: tuple[np.ndarray, ...] = field(default=())
+    calibration: tuple[np.ndarray | tuple[np.ndarray, ...], ...] = field(default=())
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """An example of each input of the network."""
+        known = self.candidate
+        return (known.example_input,) if isinstance(known, Candidate) else known.inputs
