@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from mobilekit.types import (
     Budget,
     Candidate,
     ExportedModel,
+    ExportOptions,
     Failure,
     Measurement,
     Plan,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FitSummary",
     "Listener",
+    "Order",
     "Request",
     "Selection",
     "abilities",
@@ -105,7 +108,7 @@ def apply(plan_file: Path, workload: str, out: Path, listener: Listener) -> Repo
     return tell(job, out, listener, Course(given=made, correct=False))
 
 
-def export(
+def export(  # noqa: PLR0913 -- the keywords are the contract
     module: torch.nn.Module,
     example_input: torch.Tensor | Sequence[torch.Tensor],
     *,
@@ -113,13 +116,15 @@ def export(
     precision: Precision = "fp32",
     calibration: Sequence[np.ndarray | Sequence[np.ndarray]] = (),
     out: str | Path = "models",
+    options: ExportOptions | None = None,
 ) -> list[ExportedModel]:
     """Write a module, as it is, in these formats, and compare each file with it.
 
     `example_input` is a float32 tensor (1, C, H, W), or a tensor or tuple of tensors of 2 to 5 axes, batch 1, for
     other networks; `calibration` are float32 batches (an array for each input): int8 ranges come from them, and the
     comparison is made on them. The module returns a tensor, or a tuple, list or dict of tensors. Raises BadInputError
-    for an unknown format and MobilekitError where one cannot be written or differs from the module.
+    for an unknown format and MobilekitError where one cannot be written or differs from the module. `options` are the
+    opset, the oldest iOS, an open batch and int8 inputs and outputs; without them opset 20, iOS 16, batch 1, float32.
 
     >>> import mobilekit as mk, torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
@@ -127,27 +132,38 @@ def export(
     ['executed']
     """
     source = exportable.of_module(module, example_input, calibration, "network")
-    written, failures = _export(source, to, precision, Path(out), Listener().progress)
+    order = Order(tuple(to), precision, options or ExportOptions())
+    written, failures = _export(source, order, Path(out), Listener().progress)
     if failures:
         raise MobilekitError(f"{failures[0].subject}: {failures[0].message}")
     return written
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which files are asked for."""
+
+    to: tuple[str, ...]
+    precision: Precision
+    options: ExportOptions
+
+
 def export_workload(
-    spec: str, to: Sequence[str], precision: Precision, out: Path, listener: Listener
+    spec: str, order: Order, out: Path, listener: Listener
 ) -> tuple[list[ExportedModel], list[Failure]]:
     """Write a workload's network, as it is, in these formats. What `mobilekit export` does.
 
     A format that cannot be written in this precision is a failure and the others are written; BadInputError where
     none can.
     """
-    return _export(exportable.load(spec), to, precision, out, listener.progress)
+    return _export(exportable.load(spec), order, out, listener.progress)
 
 
 def _export(
-    source: Exportable, to: Sequence[str], precision: Precision, out: Path, progress: Progress
+    source: Exportable, order: Order, out: Path, progress: Progress
 ) -> tuple[list[ExportedModel], list[Failure]]:
-    runtimes, failures = _writers(to, precision)
+    precision = order.precision
+    runtimes, failures = _writers(order.to, precision)
     if precision == "int8" and not source.trusted:
         raise BadInputError(
             f"int8 needs calibration inputs: define calibration_data() in '{source.spec}', or give calibration="
@@ -160,7 +176,7 @@ def _export(
         progress("export", index / len(runtimes))
         name = file_name(source.name, runtime, precision)
         try:
-            written.append(write_checked(candidate, runtime, precision, store.path(name), source))
+            written.append(write_checked(candidate, runtime, precision, store.path(name), source, order.options))
         except StorageError:
             raise
         except MobilekitError as error:

@@ -21,6 +21,7 @@ from mobilekit.types import (
     Calibration,
     Candidate,
     ExportJob,
+    ExportOptions,
     Failure,
     Measurement,
     Network,
@@ -91,13 +92,20 @@ def written(precision: Precision, runtime: Runtime) -> Precision:
     return precision if precision in runtime.precisions else runtime.precisions[0]
 
 
-def export_job(candidate: Candidate | Untraced, precision: Precision, path: Path, source: Exportable) -> ExportJob:
+def export_job(
+    candidate: Candidate | Untraced,
+    precision: Precision,
+    path: Path,
+    source: Exportable,
+    options: ExportOptions | None = None,
+) -> ExportJob:
     """What a runtime is asked for: an int8 file is calibrated, and its weights are prepared (`int8.for_file`)."""
+    options = options or ExportOptions()
     if precision != "int8":
-        return ExportJob(candidate, precision, str(path))
+        return ExportJob(candidate, precision, str(path), options=options)
     if isinstance(candidate, Candidate):
         candidate = int8.for_file(candidate, Calibration(tuple(batch for (batch,) in source.calibration)))
-    return ExportJob(candidate, precision, str(path), source.calibration_arrays())
+    return ExportJob(candidate, precision, str(path), source.calibration_arrays(), options)
 
 
 def bench_model(name: str, path: Path, runtime: str) -> BenchModel:

@@ -22,7 +22,7 @@ from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
 from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job
 from mobilekit.signature import input_names
 from mobilekit.store import Store
-from mobilekit.types import Candidate, ExportedModel, Precision, Untraced, Value
+from mobilekit.types import Candidate, ExportedModel, ExportOptions, Precision, Untraced, Value
 
 PARITY_SAMPLES = 64
 LEAST_SQNR_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
@@ -95,14 +95,19 @@ def file_name(name: str, runtime: Runtime, precision: Precision) -> str:
 
 
 def write_checked(
-    candidate: Candidate | Untraced, runtime: Runtime, precision: Precision, path: Path, source: Exportable
+    candidate: Candidate | Untraced,
+    runtime: Runtime,
+    precision: Precision,
+    path: Path,
+    source: Exportable,
+    options: ExportOptions | None = None,
 ) -> ExportedModel:
     """Write a file, reopen it and compare it with the module on calibration inputs.
 
     Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`.
     """
     with disk(path):
-        runtime.export(export_job(candidate, precision, path, source))
+        runtime.export(export_job(candidate, precision, path, source, options))
     try:
         parity = file_parity(runtime, path, candidate.module, source.calibration_arrays(PARITY_SAMPLES))
         least = LEAST_SQNR_DB[precision]

@@ -53,7 +53,8 @@ def _type(value: Any) -> str:
 
 
 def _spec(value: Any) -> TensorSpec:
-    shape = tuple(int(size.constant.size) for size in value.type.tensorType.dimensions)
+    sizes = value.type.tensorType.dimensions
+    shape = tuple(int(size.constant.size) if size.HasField("constant") else -1 for size in sizes)
     return TensorSpec(name=value.name, shape=shape, dtype=_type(value).lower(), layout=LAYOUTS.get(len(shape), ""))
 
 

@@ -10,11 +10,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError
+from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.types import ExportJob, Precision
 
 if TYPE_CHECKING:
@@ -70,11 +70,24 @@ Sample = tuple[np.ndarray, ...]
 class Source:
     """What an exporter is given: a module that returns a tensor or a tuple of tensors, its inputs, and all names."""
 
+    network: torch.nn.Module
+    """The copy of the candidate's module."""
     module: torch.nn.Module
+    """The same, or the network in a `Flat`."""
     inputs: tuple[torch.Tensor, ...]
+    """Of batch 1; of batch 2 where the batch is left open, or torch.export would take the 1 for a constant."""
     input_names: tuple[str, ...]
     outputs: dict[str, torch.Tensor]
     """What it gives for these inputs."""
+    open_batch: bool
+
+    @property
+    def dynamic_shapes(self) -> tuple[Any, ...] | None:
+        """What torch.export is told about the batch: the first axis of all inputs is one and the same."""
+        import torch
+
+        batch = torch.export.Dim("batch")
+        return (tuple({0: batch} for _ in self.inputs),) if self.open_batch else None
 
 
 def private_copy(job: ExportJob) -> Source:
@@ -89,12 +102,19 @@ def private_copy(job: ExportJob) -> Source:
     # The module of a torch.export program has its mode baked in and refuses.
     with contextlib.suppress(NotImplementedError):
         module.eval()
+    dynamic = job.options.dynamic_batch
     inputs = tuple(value[:1].detach().cpu().float() for value in job.inputs)
+    if dynamic:
+        inputs = tuple(torch.cat([value, value]) for value in inputs)
     names = input_names(module, len(inputs))
     with torch.no_grad():
-        result = module(*inputs)
-    flat = module if isinstance(result, torch.Tensor) else Flat(module).eval()
-    return Source(flat, inputs, names, named_outputs(result, names))
+        try:
+            result = module(*inputs)
+        except Exception as error:  # the module's own; batch 1 was tried when it was loaded
+            raise UnsupportedError(f"the network fails on a batch of {len(inputs[0])}: {first_line(error)}") from error
+    # A Flat takes any number of inputs as one argument, as `dynamic_shapes` has it.
+    flat = module if isinstance(result, torch.Tensor) and not dynamic else Flat(module).eval()
+    return Source(module, flat, inputs, names, named_outputs(result, names), dynamic)
 
 
 def calibration_samples(job: ExportJob, most: int | None = None) -> list[Sample]:
@@ -137,6 +157,12 @@ def refuse_other_counts(given: Sequence[object], inputs: Sequence[object]) -> No
     """Raise BadInputError unless a session is given as many batches as its file has inputs."""
     if len(given) != len(inputs):
         raise BadInputError(f"the file takes {len(inputs)} inputs, and {len(given)} were given")
+
+
+def refuse_quantised_ends(name: str, job: ExportJob) -> None:
+    """Raise UnsupportedError where inputs and outputs are to be int8 in a format that has them in float."""
+    if job.options.io == "int8":
+        raise UnsupportedError(f"{name} files take and give float32: int8 at both ends is for static TFLite int8")
 
 
 def refuse_unknown(name: str, precision: Precision, precisions: tuple[Precision, ...]) -> None:

@@ -24,10 +24,13 @@ def prepared(model: Any, folder: Path) -> Any:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path = folder / "prepared.onnx"
+    source, path = folder / "float.onnx", folder / "prepared.onnx"
+    onnx.save(model, str(source))
     try:
         with quiet():
-            quant_pre_process(model, str(path))
+            # onnxruntime's own inference gives up on some operators where the batch is open; onnx's does not.
+            sizes = model.graph.input[0].type.tensor_type.shape.dim
+            quant_pre_process(str(source), str(path), skip_symbolic_shape=not sizes[0].HasField("dim_value"))
     # It raises whatever its many rules raise, bare assertions among them.
     except Exception as error:
         raise UnsupportedError(f"onnxruntime cannot prepare the network for int8: {first_line(error)}") from error

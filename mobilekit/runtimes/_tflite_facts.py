@@ -60,6 +60,8 @@ def describe(path: Path) -> FileFacts:
 
 def _spec(tensor: Any) -> TensorSpec:
     shape = tuple(int(n) for n in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
+    if tensor.ShapeSignatureLength():  # of other tools' files: ours are static
+        shape = tuple(int(n) for n in tensor.ShapeSignatureAsNumpy())
     quantised = tensor.Quantization()
     has_scale = quantised is not None and quantised.ScaleLength() > 0
     return TensorSpec(

@@ -18,8 +18,15 @@ from mobilekit.runtimes._tracing import FileNode, OperatorValue, kept_nodes
 Range = tuple[float, float]
 
 
-def quantised(content: bytes, interpreter: Any, samples: list[Sample], selection: Selection, left: set[str]) -> bytes:
-    """The float network in int8, with float32 at both ends; operators that write the tensors `left` stay in float.
+def quantised(
+    content: bytes,
+    interpreter: Any,
+    samples: list[Sample],
+    selection: Selection,
+    left: set[str],
+    float_ends: bool = True,
+) -> bytes:
+    """The float network in int8; operators that write the tensors `left` stay in float, and both ends if asked.
 
     `interpreter` runs the same network and keeps every tensor; samples have maps as (1, H, W, C). Static ranges are
     over all samples; otherwise none is read. Raises UnsupportedError where one of `left` is not alone.
@@ -33,6 +40,8 @@ def quantised(content: bytes, interpreter: Any, samples: list[Sample], selection
         from ai_edge_quantizer import quantizer
 
         worker = quantizer.Quantizer(content, _recipe(selection))
+        if float_ends:
+            _leave_ends_float(worker)
         _leave_float(worker, [tensor.name.decode() for tensor in model.subgraphs[0].tensors], left)
         try:
             found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
@@ -80,13 +89,20 @@ def _recipe(selection: Selection) -> Any:
     return recipe.weight_only_wi8_afp32() if selection.activations == "float" else recipe.static_wi8_ai8()
 
 
+def _leave_ends_float(worker: Any) -> None:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        worker.update_quantization_recipe(
+            regex=".*", operation_name=end, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
+
+
 def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
-    """Keep both ends of the network, and the operators that write the tensors `left`, in float."""
+    """Keep the operators that write the tensors `left` in float."""
     from ai_edge_quantizer import qtyping, quantizer
 
     kinds, none = qtyping.TFLOperationName, quantizer.AlgorithmName.NO_QUANTIZE
-    for end in (kinds.INPUT, kinds.OUTPUT):
-        worker.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key=none)
     for name in sorted(left):
         if names.count(name) > 1:
             raise UnsupportedError(f"several tensors of the exported file are called {name}: it cannot stay in float")

@@ -13,13 +13,17 @@ from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts
 from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
-from mobilekit.runtimes._job import Source, private_copy, quiet, refuse_unknown
+from mobilekit.runtimes._job import Source, private_copy, quiet, refuse_quantised_ends, refuse_unknown
 from mobilekit.runtimes._selection import selection
 from mobilekit.types import Candidate, ExportJob, FileFacts, Network, OperatorShape, Precision
 
+FIRST_IOS_WITH_INT8 = 16
+MOST_BATCH = 64
+"""Core ML wants a bound for an axis that is left open."""
+
 
 class Coreml:
-    """Writes ML Programs for iOS 16 or newer through torch.export. They cannot be executed off macOS.
+    """Writes ML Programs for iOS 15 to 18 (16 unless asked) through torch.export. They cannot be executed off macOS.
 
     >>> Coreml().suffix
     '.mlpackage'
@@ -59,16 +63,22 @@ class Coreml:
         if missing:
             raise UnsupportedError(missing)
         choice = selection(job.candidate) if job.precision == "int8" else None
+        refuse_quantised_ends("Core ML", job)
+        if choice is not None and job.options.ios < FIRST_IOS_WITH_INT8:
+            raise UnsupportedError(
+                f"Core ML files for iOS {job.options.ios} cannot hold int8 weights: "
+                f"ask for iOS {FIRST_IOS_WITH_INT8} or newer, or for fp16"
+            )
         if choice is not None and choice.activations == "dynamic":
             raise UnsupportedError("Core ML has no dynamic int8: ask for weight-only int8 (activations: float)")
         source = private_copy(job)
-        model = _converted(source, job.precision)
+        model = _converted(source, job.precision, job.options.ios)
         if choice is not None:
             with quiet(native=True):
                 kept, known = choice.kept_float, job.candidate
                 left: list[str] = []
                 if isinstance(known, Candidate) and kept:
-                    left = float_constants(model, source.module, known.network, kept)
+                    left = float_constants(model, source.network, known.network, kept)
                 model = with_int8_weights(model, left)
         with appearing(Path(job.path)) as draft, quiet():
             model.save(str(draft))
@@ -97,7 +107,7 @@ class Coreml:
         raise UnsupportedError("Core ML networks cannot be timed off macOS; use a profile fitted to an Apple device")
 
 
-def _converted(source: Source, precision: Precision) -> Any:
+def _converted(source: Source, precision: Precision, ios: int) -> Any:
     """The network as a coremltools MLModel that is not loaded."""
     import torch
 
@@ -105,15 +115,17 @@ def _converted(source: Source, precision: Precision) -> Any:
         import coremltools
 
         try:
-            program = torch.export.export(source.module, source.inputs).run_decompositions({})
+            exported = torch.export.export(source.module, source.inputs, dynamic_shapes=source.dynamic_shapes)
+            program = exported.run_decompositions({})
+            first = coremltools.RangeDim(1, MOST_BATCH, default=1) if source.open_batch else 1
             return coremltools.convert(
                 program,
                 inputs=[
-                    coremltools.TensorType(name=name, shape=tuple(value.shape), dtype=np.float32)
+                    coremltools.TensorType(name=name, shape=(first, *value.shape[1:]), dtype=np.float32)
                     for name, value in zip(source.input_names, source.inputs, strict=True)
                 ],
                 outputs=[coremltools.TensorType(name=name, dtype=np.float32) for name in source.outputs],
-                minimum_deployment_target=coremltools.target.iOS16,
+                minimum_deployment_target=getattr(coremltools.target, f"iOS{ios}"),
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
                 skip_model_load=True,
             )

@@ -20,10 +20,11 @@ from mobilekit.runtimes._job import (
     private_copy,
     quiet,
     refuse_other_counts,
+    refuse_quantised_ends,
     refuse_unknown,
     telling_sample,
 )
-from mobilekit.runtimes._onnx_graph import OPSET
+from mobilekit.runtimes._onnx_opset import OLDEST_EXPORTED, to_opset_17
 from mobilekit.runtimes._onnx_registry import keep_operators
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import operator_values
@@ -31,7 +32,7 @@ from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precis
 
 
 class Onnx:
-    """Writes opset 20 files through torch.export, and runs them on one CPU thread.
+    """Writes files of opset 17 to 22 through torch.export, and runs them on one CPU thread.
 
     >>> Onnx().suffix
     '.onnx'
@@ -68,9 +69,10 @@ class Onnx:
         calibration.
         """
         refuse_unknown("ONNX", job.precision, self.precisions)
+        refuse_quantised_ends("ONNX", job)
         source = private_copy(job)
         if job.precision != "int8":
-            content = _float_model(source).SerializeToString(deterministic=True)
+            content = _float_model(source, job.options.opset).SerializeToString(deterministic=True)
         else:
             content = _int8_content(job, source)
         with appearing(Path(job.path)) as draft:
@@ -81,8 +83,9 @@ class Onnx:
         return _onnx_facts.describe(path)
 
     def open(self, path: Path) -> Session:
-        """A session on one thread of the CPU; batches are fed one sample at a time."""
+        """A session on one thread of the CPU; batches are fed whole to a file with an open batch, else by sample."""
         session = start_session(path)
+        open_batch = not isinstance(session.get_inputs()[0].shape[0], int)
         inputs = [source.name for source in session.get_inputs()]
         outputs = [result.name for result in session.get_outputs()]
 
@@ -90,8 +93,9 @@ class Onnx:
             refuse_other_counts(batches, inputs)
             given = [np.ascontiguousarray(batch, dtype=np.float32) for batch in batches]
             rows: list[list[np.ndarray]] = []
-            for i in range(len(given[0])):
-                feed = {name: batch[i : i + 1] for name, batch in zip(inputs, given, strict=True)}
+            size = len(given[0]) if open_batch else 1
+            for i in range(0, len(given[0]), size):
+                feed = {name: batch[i : i + size] for name, batch in zip(inputs, given, strict=True)}
                 rows.append(session.run(outputs, feed))
             return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
@@ -130,7 +134,7 @@ def start_session(path: Path) -> Any:
         raise BadInputError(f"ONNX Runtime cannot open {path}: {error}; export it again") from None
 
 
-def _float_model(source: Source) -> Any:
+def _float_model(source: Source, opset: int) -> Any:
     """The network as a float32 onnx.ModelProto without the exporter's notes (they hold paths of this machine)."""
     import torch
 
@@ -142,7 +146,8 @@ def _float_model(source: Source) -> Any:
                 source.inputs,
                 dynamo=True,
                 optimize=True,
-                opset_version=OPSET,
+                opset_version=max(opset, OLDEST_EXPORTED),
+                dynamic_shapes=source.dynamic_shapes,
                 input_names=list(source.input_names),
                 output_names=list(source.outputs),
                 verbose=False,
@@ -160,6 +165,8 @@ def _float_model(source: Source) -> Any:
         named.doc_string = ""
     del model.graph.value_info[:]
     del model.functions[:]
+    if opset < OLDEST_EXPORTED:
+        to_opset_17(model)
     return model
 
 
@@ -196,13 +203,13 @@ def _int8_content(job: ExportJob, source: Source) -> bytes:
     """The network's int8 file."""
     choice = selection(job.candidate)
     samples = calibration_samples(job) if choice.activations == "static" else []
-    model = _float_model(source)
+    model = _float_model(source, job.options.opset)
     with tempfile.TemporaryDirectory() as folder:
         ready = _onnx_int8.prepared(model, Path(folder))
         left: set[str] = set()
         if choice.kept_float:
             sample = telling_sample(job)
-            values = operator_values(source.module, sample[0])
+            values = operator_values(source.network, sample[0])
             left = _onnx_int8.float_nodes(ready, choice, values, sample)
         quantised = _onnx_int8.quantised(ready, choice, left, samples, Path(folder))
     del quantised.metadata_props[:]

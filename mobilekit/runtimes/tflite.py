@@ -20,6 +20,7 @@ from mobilekit.runtimes._job import (
     private_copy,
     quiet,
     refuse_other_counts,
+    refuse_quantised_ends,
     refuse_unknown,
     telling_sample,
 )
@@ -58,7 +59,7 @@ class Tflite:
         return _tflite_sketch.int8_refusal(shape) if precision == "int8" else None
 
     def export(self, job: ExportJob) -> None:
-        """Write one file: static batch 1, float32 in and out; maps (N, C, H, W) are NHWC, other tensors as in PyTorch.
+        """Write one file: batch 1, float32 (or int8) in and out; maps (N, C, H, W) are NHWC, the rest as in PyTorch.
 
         int8 has symmetric int8 weights with a scale per output channel, and is what `candidate.quant` says (None: the
         whole network, static). Static: int8 activations with the minimum and maximum over the calibration samples (256
@@ -73,9 +74,16 @@ class Tflite:
         missing = self.unavailable()
         if missing:
             raise UnsupportedError(missing)
+        if job.options.dynamic_batch:
+            raise UnsupportedError(
+                "TFLite files are written with batch 1: litert-torch cannot leave the batch of common networks open "
+                "(global pools, reshapes); feed samples one by one, or ask for ONNX"
+            )
         source = private_copy(job)
         choice = selection(job.candidate) if job.precision == "int8" else None
         static = choice is not None and choice.activations == "static"
+        if job.options.io == "int8" and not static:
+            refuse_quantised_ends(f"TFLite {job.precision}", job)
         samples = calibration_samples(job, MOST_SAMPLES) if static else []
         with appearing(Path(job.path)) as draft:
             _write_float(source, draft)
@@ -84,10 +92,11 @@ class Tflite:
                 content, left = draft.read_bytes(), set[str]()
                 if choice.kept_float:
                     sample = telling_sample(job)
-                    values = operator_values(source.module, sample[0])
+                    values = operator_values(source.network, sample[0])
                     left = _tflite_int8.float_tensors(content, interpreter, choice, values, _channels_last(sample))
                 maps = [_channels_last(sample) for sample in samples]
-                content = _tflite_int8.quantised(content, interpreter, maps, choice, left)
+                float_ends = job.options.io == "float"
+                content = _tflite_int8.quantised(content, interpreter, maps, choice, left, float_ends)
                 draft.unlink()  # The interpreter has the file mapped: it must not change under it.
                 draft.write_bytes(content)
 

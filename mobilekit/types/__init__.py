@@ -11,7 +11,7 @@ from mobilekit.types.device import (
     Validation,
 )
 from mobilekit.types.measurement import BenchModel, BenchRequest, BenchResult, Failure, Measurement, OperatorTime
-from mobilekit.types.models import ExportedModel, ExportJob, FileFacts, Parity, TensorSpec
+from mobilekit.types.models import ExportedModel, ExportJob, ExportOptions, FileFacts, Parity, TensorSpec
 from mobilekit.types.network import (
     INPUT_GROUP,
     Axis,
@@ -70,6 +70,7 @@ __all__ = [
     "DeviceProfile",
     "Estimate",
     "ExportJob",
+    "ExportOptions",
     "ExportedModel",
     "Failure",
     "FileFacts",

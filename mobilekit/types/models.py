@@ -33,7 +33,7 @@ class TensorSpec(Value):
 
     name: str
     shape: tuple[int, ...]
-    """As the file has it."""
+    """As the file has it; -1 for an axis that is left open."""
     dtype: str
     layout: str
     """Order of the file's axes, in the letters of PyTorch's order (NC, NCL, NCHW, NCDHW): what says NHWC has PyTorch's
@@ -66,6 +66,23 @@ class ExportedModel(Value):
     parity: Parity
 
 
+class ExportOptions(Value):
+    """How a file is written where there is a choice; what a format does not have is nothing to it.
+
+    >>> ExportOptions(opset=17).ios
+    16
+    """
+
+    opset: int = Field(default=20, ge=17, le=22)
+    """Of ONNX files."""
+    ios: int = Field(default=16, ge=15, le=18)
+    """The oldest iOS that runs Core ML files."""
+    dynamic_batch: bool = False
+    """Whether the first axis of all inputs and outputs is left open; else it is 1."""
+    io: Literal["float", "int8"] = "float"
+    """Type of an int8 file's inputs and outputs: float32, or int8 with the scales that the file states."""
+
+
 @dataclass(frozen=True)
 class ExportJob:
     """What a runtime is asked to write.
@@ -78,6 +95,7 @@ class ExportJob:
     precision: Precision
     path: str
     calibration: tuple[np.ndarray | tuple[np.ndarray, ...], ...] = field(default=())
+    options: ExportOptions = field(default_factory=ExportOptions)
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
