@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import nn
 from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError
 from mobilekit.exportable import Arrays
 from mobilekit.interfaces import Runtime, Session
+from mobilekit.probes import probes
 from mobilekit.signature import input_names, named_outputs
-from mobilekit.types import Parity
+from mobilekit.types import Parity, ParityCheck, ProbeKind
 from mobilekit.workload import Workload, sentence
 
 NOT_FINITE = 1e6
@@ -163,27 +165,62 @@ def parity(reference: np.ndarray, other: np.ndarray) -> Parity:
 def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequence[Arrays]) -> Parity:
     """Open a file, run it on batches and compare with the module; structure-only where it cannot run here.
 
-    Of several outputs the one that is furthest from the module's decides, and is named in the note. Raises
-    MobilekitError where a value is not finite.
+    It is also tried on inputs at the edges (`probes`), one check for each kind. Of several outputs the one that is
+    furthest from the module's decides, and is named in the note. Raises MobilekitError where an output is not finite on
+    inputs for which the module's is.
     """
     try:
         session = runtime.open(path)
     except UnsupportedError as error:
         return Parity(status="structure-only", note=str(error))
     whole = tuple(np.concatenate(batches) for batches in zip(*inputs, strict=True))
-    found = session(whole)
+    compared = _compared(path, session, module, "calibration", whole)
+    rows, powers = {name: parity(*pair) for name, pair in compared.items()}, _powers(compared)
+    checks = [_check("calibration", compared, powers)]
+    for kind, given in probes(whole).items():
+        found = _compared(path, session, module, kind, given)
+        if found:
+            checks.append(_check(kind, found, powers))
+    worst = min(rows, key=lambda name: _closeness(rows[name].sqnr_db))
+    note = f"of the output {worst}, the furthest of {len(rows)}" if len(rows) > 1 else ""
+    return rows[worst].model_copy(update={"note": note, "checks": tuple(checks)})
+
+
+Compared = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Name of an output -> what the module gives and what the file gives."""
+
+
+def _compared(path: Path, session: Session, module: nn.Module, kind: ProbeKind, given: Arrays) -> Compared:
+    """Outputs for inputs of one kind; nothing where the module's own are not finite."""
+    reference = named_results(module, given)
+    if not all(np.isfinite(values).all() for values in reference.values()):
+        return {}
+    found = session(given)
     if not all(np.isfinite(values).all() for values in found):
-        raise MobilekitError(f"{path.name} gives values that are not finite on calibration inputs")
-    reference = named_results(module, whole)
-    rows = {name: parity(reference[name], values) for name, values in zip(reference, found, strict=True)}
-    worst = min(rows, key=lambda name: _closeness(rows[name]))
-    if len(rows) == 1:
-        return rows[worst]
-    return rows[worst].model_copy(update={"note": f"of the output {worst}, the furthest of {len(rows)}"})
+        raise MobilekitError(f"{path.name} gives values that are not finite on {kind} inputs")
+    return {name: (reference[name], values) for name, values in zip(reference, found, strict=True)}
 
 
-def _closeness(row: Parity) -> float:
-    return math.inf if row.sqnr_db is None else row.sqnr_db
+def _powers(compared: Compared) -> dict[str, float]:
+    return {name: float(np.square(reference, dtype=np.float64).mean()) for name, (reference, _) in compared.items()}
+
+
+def _check(kind: ProbeKind, compared: Compared, powers: dict[str, float]) -> ParityCheck:
+    """The output that is furthest, beside its power on calibration inputs."""
+    checks = []
+    own = _powers(compared)
+    for name, (reference, found) in compared.items():
+        row = parity(reference, found)
+        power = max(own[name], powers[name])
+        error = float(np.square(reference.astype(np.float64) - found).mean())
+        judged = None if error == 0 else 10 * math.log10(max(power, sys.float_info.min) / error)
+        figures = row.model_dump(include={"sqnr_db", "cosine", "top1_agreement", "max_abs_error", "samples"})
+        checks.append(ParityCheck(kind=kind, output=name, judged_db=judged, **figures))
+    return min(checks, key=lambda check: _closeness(check.judged_db))
+
+
+def _closeness(ratio_db: float | None) -> float:
+    return math.inf if ratio_db is None else ratio_db
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:

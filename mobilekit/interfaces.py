@@ -92,6 +92,14 @@ class Runtime(Protocol):
         """Open the file for execution here. Raises UnsupportedError where this machine cannot run it."""
         ...
 
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Every tensor of real numbers that the file computes for a sample (an array for each input), by name.
+
+        Each in every layout that may be meant, quantised ones as float. Raises UnsupportedError where the file cannot
+        be looked into here.
+        """
+        ...
+
     def sketch(self, network: Network, path: Path) -> None:
         """Write a model of this network's structure with random weights, for timing; needs no torch.
 

@@ -244,7 +244,11 @@ def asked(folder: Path, *more: str) -> tuple[int, str, object]:
     path = folder / "net.py"
     path.write_text(WORKLOAD)
     done = CliRunner().invoke(app, ["export", str(path), "--out", str(folder / "out"), "--json", *more])
-    return done.exit_code, str(done.exception), json.loads(done.stdout) if done.stdout.startswith("[") else None
+    return (
+        done.exit_code,
+        str(done.exception),
+        json.loads(done.stdout)["models"] if done.stdout.startswith("{") else None,
+    )
 
 
 def test_options_of_the_command(tmp_path: Path) -> None:

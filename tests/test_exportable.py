@@ -240,7 +240,7 @@ def test_the_command_exports_them(name: str, precision: str, tmp_path: Path) -> 
     asked = ["export", str(path), "--to", "onnx", "--precision", precision, "--out", str(out), "--json"]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
-    (row,) = json.loads(done.stdout)
+    (row,) = json.loads(done.stdout)["models"]
     assert row["parity"]["status"] == "executed"
     assert len(row["facts"]["inputs"]) == len(NETWORKS[name][1])
     assert [tensor["name"] for tensor in row["facts"]["outputs"]] == list(NETWORKS[name][2])

@@ -146,7 +146,11 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     with listening() as listener:
         models, failures = pipeline.export_workload(workload, order, out, listener)
     if as_json:
-        print(json.dumps([model.model_dump(mode="json") for model in models], indent=2))
+        document = {
+            "models": [model.model_dump(mode="json") for model in models],
+            "failures": [failure.model_dump() for failure in failures],
+        }
+        print(json.dumps(document, indent=2))
     else:
         documents().print(_export_table(models))
     for failure in failures:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from mobilekit import manifest, registry
+from mobilekit.drift import Fall, first_fall
 from mobilekit.errors import MobilekitError, StorageError
 from mobilekit.evaluate import SessionModule, accuracy, file_parity, named_results
 from mobilekit.exportable import Exportable, of_workload
@@ -20,9 +21,9 @@ from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.original import file_size
 from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
 from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job
-from mobilekit.signature import input_names
+from mobilekit.signature import OUTPUT, input_names
 from mobilekit.store import Store
-from mobilekit.types import Candidate, ExportedModel, ExportOptions, Precision, Untraced, Value
+from mobilekit.types import Candidate, ExportedModel, ExportOptions, Parity, ParityCheck, Precision, Untraced, Value
 
 PARITY_SAMPLES = 64
 LEAST_SQNR_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
@@ -102,19 +103,19 @@ def write_checked(
     source: Exportable,
     options: ExportOptions | None = None,
 ) -> ExportedModel:
-    """Write a file, reopen it and compare it with the module on calibration inputs.
+    """Write a file, reopen it and compare it with the module on calibration inputs, random ones and at the edges.
 
-    Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`.
+    Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`: of a float file on any
+    kind of inputs; of an int8 file on calibration inputs, since others may leave the ranges that these fixed.
     """
     with disk(path):
         runtime.export(export_job(candidate, precision, path, source, options))
     try:
         parity = file_parity(runtime, path, candidate.module, source.calibration_arrays(PARITY_SAMPLES))
-        least = LEAST_SQNR_DB[precision]
-        if parity.sqnr_db is not None and parity.sqnr_db < least:
-            raise MobilekitError(
-                f"{path.name} has {parity.sqnr_db:.1f} dB to the PyTorch network, less than {least:.0f}"
-            )
+        failed = failed_check(parity, precision)
+        if failed is not None:
+            fall = _fall(runtime, path, candidate.module, source, LEAST_SQNR_DB[precision])
+            raise MobilekitError(_said(path, failed, LEAST_SQNR_DB[precision]) + (f"; {fall}" if fall else ""))
         return ExportedModel(
             path=str(path),
             runtime=runtime.name,
@@ -127,6 +128,28 @@ def write_checked(
     except MobilekitError:
         _remove(path)
         raise
+
+
+def failed_check(parity: Parity, precision: Precision) -> ParityCheck | None:
+    """The first kind of inputs on which a file is too far from the network; None: it may be shipped."""
+    judged = [check for check in parity.checks if check.kind == "calibration" or precision != "int8"]
+    least = LEAST_SQNR_DB[precision]
+    return next((check for check in judged if check.judged_db is not None and check.judged_db < least), None)
+
+
+def _said(path: Path, failed: ParityCheck, least: float) -> str:
+    where = "" if failed.output == OUTPUT else f" in {failed.output}"
+    found = f"{path.name} has {failed.judged_db:.1f} dB to the PyTorch network{where}"
+    return f"{found} on {failed.kind} inputs, less than {least:.0f}"
+
+
+def _fall(runtime: Runtime, path: Path, module: nn.Module, source: Exportable, least_db: float) -> Fall | None:
+    """The operator where a failed file departs from the network on its first calibration input, if it can be found."""
+    sample = source.calibration_arrays(1)[0]
+    try:
+        return first_fall(module, sample, runtime.tensors(path, sample), least_db)
+    except MobilekitError:
+        return None
 
 
 def _remove(path: Path) -> None:

@@ -46,10 +46,10 @@ def prepared(model: Any, folder: Path) -> Any:
 def float_nodes(model: Any, selection: Selection, values: list[OperatorValue], sample: Sample) -> set[str]:
     """Names of the nodes that belong to the operators which stay in float. Raises UnsupportedError as `kept_nodes`."""
     nodes = [FileNode(n.name, tuple(n.input), tuple(n.output)) for n in model.graph.node]
-    return kept_nodes(selection, nodes, _tensors(model, sample), values)
+    return kept_nodes(selection, nodes, tensors(model, sample), values)
 
 
-def _tensors(model: Any, sample: Sample) -> dict[str, tuple[np.ndarray, ...]]:
+def tensors(model: Any, sample: Sample) -> dict[str, tuple[np.ndarray, ...]]:
     """Every float tensor that the model computes for a sample."""
     import onnx
     import onnxruntime

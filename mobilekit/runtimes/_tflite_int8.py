@@ -69,15 +69,24 @@ def float_tensors(
         for operator in graph.operators
     ]
     _run(interpreter, sample)
-    written = {name for node in nodes for name in node.outputs}
+    keys = kept_nodes(selection, nodes, computed(interpreter), values)
+    return {node.outputs[0] for node in nodes if node.key in keys}
+
+
+def computed(interpreter: Any) -> dict[str, tuple[np.ndarray, ...]]:
+    """What operators wrote in the last run of an interpreter that keeps every tensor: float32 and int8, the latter as
+    float; maps as they are and as NCHW."""
+    written = {int(i) for operator in interpreter._get_ops_details() for i in operator["outputs"]}
     tensors: dict[str, tuple[np.ndarray, ...]] = {}
     for detail in interpreter.get_tensor_details():
-        if detail["name"] in written and detail["dtype"] is np.float32:
-            value = interpreter.get_tensor(detail["index"])
-            forms = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
-            tensors[detail["name"]] = forms
-    keys = kept_nodes(selection, nodes, tensors, values)
-    return {node.outputs[0] for node in nodes if node.key in keys}
+        if detail["index"] not in written or detail["dtype"] not in (np.float32, np.int8):
+            continue
+        value = interpreter.get_tensor(detail["index"])
+        if detail["dtype"] is np.int8:
+            scale, zero = detail["quantization"]
+            value = (value.astype(np.float32) - zero) * np.float32(scale)
+        tensors[detail["name"]] = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
+    return tensors
 
 
 def _recipe(selection: Selection) -> Any:

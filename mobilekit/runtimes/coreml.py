@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ class Coreml:
             f"Core ML files can only be run on macOS or iOS, so {path.name} cannot be executed here; "
             "time it with the iOS app or in Xcode"
         )
+
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Always raises UnsupportedError: only Apple's systems run these files."""
+        raise UnsupportedError(f"Core ML files can only be run on macOS or iOS: {path.name} cannot be looked into here")
 
     def sketch(self, network: Network, path: Path) -> None:
         """Always raises UnsupportedError: there is nothing here to time it with."""

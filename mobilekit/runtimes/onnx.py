@@ -101,6 +101,13 @@ class Onnx:
 
         return run
 
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Every float tensor that the file computes for a sample, its graph taken as it is written."""
+        import onnx
+
+        with quiet():
+            return _onnx_int8.tensors(onnx.shape_inference.infer_shapes(onnx.load(str(path))), tuple(sample))
+
     def sketch(self, network: Network, path: Path) -> None:
         """Write a model of this network's structure with random weights, for timing; needs no torch.
 

@@ -122,6 +122,14 @@ class Tflite:
 
         return run
 
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Every float or int8 tensor that the file computes for a sample, maps as they are and as NCHW."""
+        interpreter = start_interpreter(path, keep_all=True)
+        for source, array in zip(interpreter.get_input_details(), sample, strict=True):
+            interpreter.set_tensor(source["index"], _to_file(np.asarray(array, np.float32), source))
+        interpreter.invoke()
+        return _tflite_int8.computed(interpreter)
+
     def sketch(self, network: Network, path: Path) -> None:
         """Write a model of this network's structure with random weights, as the exporter would; needs no torch.
 

@@ -11,7 +11,16 @@ from mobilekit.types.device import (
     Validation,
 )
 from mobilekit.types.measurement import BenchModel, BenchRequest, BenchResult, Failure, Measurement, OperatorTime
-from mobilekit.types.models import ExportedModel, ExportJob, ExportOptions, FileFacts, Parity, TensorSpec
+from mobilekit.types.models import (
+    ExportedModel,
+    ExportJob,
+    ExportOptions,
+    FileFacts,
+    Parity,
+    ParityCheck,
+    ProbeKind,
+    TensorSpec,
+)
 from mobilekit.types.network import (
     INPUT_GROUP,
     Axis,
@@ -94,10 +103,12 @@ __all__ = [
     "Option",
     "Origin",
     "Parity",
+    "ParityCheck",
     "Plan",
     "PlanRow",
     "Positive",
     "Precision",
+    "ProbeKind",
     "Producer",
     "Provenance",
     "QuantSpec",

@@ -15,8 +15,29 @@ if TYPE_CHECKING:
     import torch
 
 
+ProbeKind = Literal["calibration", "random", "zeros", "constant", "saturating"]
+
+
+class ParityCheck(Value):
+    """A file beside the PyTorch candidate on inputs of one kind: of its outputs, the one that is furthest."""
+
+    kind: ProbeKind
+    """`calibration`: real inputs (noise where there are none). `random`: uniform in their range. `constant`: their
+    smallest and their largest value everywhere. `saturating`: ten times as large as random ones."""
+    output: str
+    sqnr_db: float | None
+    """None: bit for bit equal, or nothing but zeros."""
+    judged_db: float | None
+    """The error beside the larger of two powers, the output's own here and on calibration inputs: an output that is
+    all but zero here has no SQNR to speak of. None: no error at all."""
+    cosine: float | None
+    top1_agreement: float | None
+    max_abs_error: float
+    samples: int
+
+
 class Parity(Value):
-    """How close an exported file's outputs are to the PyTorch candidate's."""
+    """How close an exported file's outputs are to the PyTorch candidate's on calibration inputs, and on others."""
 
     status: Literal["executed", "evaluated", "structure-only", "unchecked"]
     sqnr_db: float | None = None
@@ -26,6 +47,8 @@ class Parity(Value):
     max_abs_error: float | None = None
     samples: int = 0
     note: str = ""
+    checks: tuple[ParityCheck, ...] = ()
+    """One for each kind of inputs, calibration inputs first; empty where the file was not run."""
 
 
 class TensorSpec(Value):
