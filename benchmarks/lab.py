@@ -245,7 +245,7 @@ def exported(
 def file_accuracy(runtime: str, path: Path) -> float:
     """Top-1 of a file on the test images."""
     session = registry.runtime(runtime).open(path)
-    return fashion_mnist.evaluate(lambda images: torch.from_numpy(session(images.numpy())))
+    return fashion_mnist.evaluate(lambda images: torch.from_numpy(session([images.numpy()])[0]))
 
 
 def timed(baseline: Path, file: Path, runtime: str, seconds: float) -> bench.Comparison:

@@ -16,11 +16,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mobilekit.errors import BadInputError, MobilekitError
     from mobilekit.pipeline import build, export, measure, plan, predict
-    from mobilekit.types import Budget, Measurement, Plan, Report
+    from mobilekit.types import Budget, ExportOptions, Measurement, Plan, Report
 
 __all__ = [
     "BadInputError",
     "Budget",
+    "ExportOptions",
     "Measurement",
     "MobilekitError",
     "Plan",
@@ -36,6 +37,7 @@ _HOMES = {
     "BadInputError": "mobilekit.errors",
     "MobilekitError": "mobilekit.errors",
     "Budget": "mobilekit.types",
+    "ExportOptions": "mobilekit.types",
     "Measurement": "mobilekit.types",
     "Plan": "mobilekit.types",
     "Report": "mobilekit.types",

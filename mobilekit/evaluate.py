@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError
+from mobilekit.exportable import Arrays
 from mobilekit.interfaces import Runtime, Session
-from mobilekit.types import Parity
+from mobilekit.probes import probes
+from mobilekit.signature import input_names, named_outputs
+from mobilekit.types import Parity, ParityCheck, ProbeKind
 from mobilekit.workload import Workload, sentence
 
 NOT_FINITE = 1e6
@@ -25,7 +29,7 @@ BATCH_ELEMENTS = 1_000_000
 
 
 class SessionModule(nn.Module):
-    """An exported file in the shape of a module, so that the user's `evaluate(model)` judges the file itself."""
+    """An exported file of one input and one output as a module: the user's `evaluate(model)` judges the file itself."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -35,7 +39,8 @@ class SessionModule(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Run the file on a float32 batch (N, C, H, W)."""
-        return torch.from_numpy(self.session(batch.detach().cpu().numpy()))
+        (output,) = self.session([batch.detach().cpu().numpy()])
+        return torch.from_numpy(output)
 
 
 def accuracy(workload: Workload, module: nn.Module) -> float:
@@ -71,6 +76,26 @@ def outputs(module: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     size = batch_size(inputs)
     with torch.inference_mode():
         return np.concatenate([module(batch).float().cpu().numpy() for batch in torch.split(inputs, size)])
+
+
+def named_results(module: nn.Module, inputs: Arrays) -> dict[str, np.ndarray]:
+    """The module's outputs by name, each (N, ...), for a float32 array (N, ...) of each input.
+
+    Raises BadInputError where the first axis of an output is not the batch.
+    """
+    names = input_names(module, len(inputs))
+    tensors = [torch.from_numpy(array) for array in inputs]
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for batch in zip(*(torch.split(part, batch_size(tensors[0])) for part in tensors), strict=True):
+            for name, value in named_outputs(module(*batch), names).items():
+                if len(value) != len(batch[0]):
+                    raise BadInputError(
+                        f"the model returns {name} of {len(value)} rows for {len(batch[0])} samples: the first axis of "
+                        "every output must be the batch"
+                    )
+                found.setdefault(name, []).append(value.float().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def batch_size(inputs: torch.Tensor) -> int:
@@ -138,20 +163,66 @@ def parity(reference: np.ndarray, other: np.ndarray, status: Literal["executed",
     )
 
 
-def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequence[np.ndarray]) -> Parity:
-    """Open a file, run it on the inputs and compare with the module.
+def file_parity(runtime: Runtime, path: Path, module: nn.Module, inputs: Sequence[Arrays]) -> Parity:
+    """Open a file, run it on batches and compare with the module.
 
     The status is what `runtime.execution` says, and structure-only, with the reason, where the file cannot run here.
+    It is also tried on inputs at the edges (`probes`), one check for each kind. Of several outputs the one that is
+    furthest from the module's decides, and is named in the note. Raises MobilekitError where an output is not finite on
+    inputs for which the module's is.
     """
     try:
         session = runtime.open(path)
     except UnsupportedError as error:
         return Parity(status="structure-only", note=str(error))
-    batch = np.concatenate(list(inputs))
-    other = session(batch)
-    if not np.isfinite(other).all():
-        raise MobilekitError(f"{path.name} gives values that are not finite on calibration inputs")
-    return parity(outputs(module, torch.from_numpy(batch)), other, runtime.execution)
+    whole = tuple(np.concatenate(batches) for batches in zip(*inputs, strict=True))
+    compared = _compared(path, session, module, "calibration", whole)
+    rows, powers = {name: parity(*pair, runtime.execution) for name, pair in compared.items()}, _powers(compared)
+    checks = [_check("calibration", compared, powers)]
+    for kind, given in probes(whole).items():
+        found = _compared(path, session, module, kind, given)
+        if found:
+            checks.append(_check(kind, found, powers))
+    worst = min(rows, key=lambda name: _closeness(rows[name].sqnr_db))
+    note = f"of the output {worst}, the furthest of {len(rows)}" if len(rows) > 1 else ""
+    return rows[worst].model_copy(update={"note": note, "checks": tuple(checks)})
+
+
+Compared = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Name of an output -> what the module gives and what the file gives."""
+
+
+def _compared(path: Path, session: Session, module: nn.Module, kind: ProbeKind, given: Arrays) -> Compared:
+    """Outputs for inputs of one kind; nothing where the module's own are not finite."""
+    reference = named_results(module, given)
+    if not all(np.isfinite(values).all() for values in reference.values()):
+        return {}
+    found = session(given)
+    if not all(np.isfinite(values).all() for values in found):
+        raise MobilekitError(f"{path.name} gives values that are not finite on {kind} inputs")
+    return {name: (reference[name], values) for name, values in zip(reference, found, strict=True)}
+
+
+def _powers(compared: Compared) -> dict[str, float]:
+    return {name: float(np.square(reference, dtype=np.float64).mean()) for name, (reference, _) in compared.items()}
+
+
+def _check(kind: ProbeKind, compared: Compared, powers: dict[str, float]) -> ParityCheck:
+    """The output that is furthest, beside its power on calibration inputs."""
+    checks = []
+    own = _powers(compared)
+    for name, (reference, found) in compared.items():
+        row = parity(reference, found)
+        power = max(own[name], powers[name])
+        error = float(np.square(reference.astype(np.float64) - found).mean())
+        judged = None if error == 0 else 10 * math.log10(max(power, sys.float_info.min) / error)
+        figures = row.model_dump(include={"sqnr_db", "cosine", "top1_agreement", "max_abs_error", "samples"})
+        checks.append(ParityCheck(kind=kind, output=name, judged_db=judged, **figures))
+    return min(checks, key=lambda check: _closeness(check.judged_db))
+
+
+def _closeness(ratio_db: float | None) -> float:
+    return math.inf if ratio_db is None else ratio_db
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:

@@ -25,10 +25,10 @@ from mobilekit.types import (
 if TYPE_CHECKING:
     import numpy as np
 
-Session = Callable[["np.ndarray"], "np.ndarray"]
-"""An opened model file: float32 NCHW batch (N, C, H, W) in, first output (N, ...) as float32 out.
+Session = Callable[[Sequence["np.ndarray"]], list["np.ndarray"]]
+"""An opened model file: takes a float32 batch (N, ...) for each input, gives a float32 array (N, ...) for each output.
 
-Layout changes and quantised inputs or outputs are hidden inside."""
+Both are laid out as PyTorch has them: changes of layout and quantised inputs or outputs are hidden inside."""
 
 
 class Transform(Protocol):
@@ -95,6 +95,14 @@ class Runtime(Protocol):
 
     def open(self, path: Path) -> Session:
         """Open the file to run it here, as `execution` says. Raises UnsupportedError where this machine cannot."""
+        ...
+
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Every tensor of real numbers that the file computes for a sample (an array for each input), by name.
+
+        Each in every layout that may be meant, quantised ones as float. Raises UnsupportedError where the file cannot
+        be looked into here.
+        """
         ...
 
     def sketch(self, network: Network, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,26 @@ GOLDEN_SAMPLES = 4
 def write(
     store: Store,
     models: Sequence[ExportedModel],
-    inputs: np.ndarray,
-    outputs: np.ndarray,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
     *,
     preprocessing: dict[str, Any] | None,
     labels: Sequence[str] | None,
 ) -> Path:
     """Write the manifest and the golden vectors into the store of the models' folder.
 
-    `inputs` (N, C, H, W) and `outputs` (N, ...) are float32 of the PyTorch candidate; up to four samples are kept,
-    little-endian, C order, one after the other, inputs first.
+    `inputs` and `outputs` (N, ...) are float32 of the PyTorch candidate, by name and laid out as PyTorch has them;
+    up to four samples are kept, little-endian, C order, one tensor after the other, inputs first. Where there are
+    several, their places are listed with their names.
     """
-    kept_in = np.ascontiguousarray(inputs[:GOLDEN_SAMPLES], dtype="<f4")
-    kept_out = np.ascontiguousarray(outputs[:GOLDEN_SAMPLES], dtype="<f4")
-    blob = kept_in.tobytes() + kept_out.tobytes()
+    blob = b""
+    places: list[list[dict[str, Any]]] = [[], []]
+    for ends, listed in zip((inputs, outputs), places, strict=True):
+        for name, values in ends.items():
+            kept = np.ascontiguousarray(values[:GOLDEN_SAMPLES], dtype="<f4")
+            listed.append({"name": name, "offset": len(blob), "shape": list(kept.shape)})
+            blob += kept.tobytes()
+    given, results = (listed if len(listed) > 1 else listed[0] for listed in places)
     store.write(GOLDEN, lambda path: path.write_bytes(blob))
     manifest = {
         "schema": 1,
@@ -56,8 +62,9 @@ def write(
             "path": GOLDEN,
             "sha256": hashlib.sha256(blob).hexdigest(),
             "dtype": "float32, little-endian",
-            "inputs": {"offset": 0, "shape": list(kept_in.shape), "layout": "NCHW"},
-            "outputs": {"offset": kept_in.nbytes, "shape": list(kept_out.shape)},
+            "inputs": given,
+            "outputs": results,
+            "layout": "as PyTorch has it: NCHW for maps",
             "of": "the PyTorch network that the files were exported from",
         },
     }

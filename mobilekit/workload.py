@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,9 @@ AGREEMENT = "top-1 agreement with the original on calibration inputs"
 AGREEMENT_HELD_BACK = "top-1 agreement with the original on held-back calibration inputs"
 CLOSENESS = ", 1 - relative squared error: the output is one value"
 FEWEST_TO_SPLIT = 8
+EXPORT_ALONE = "a plan needs one image tensor in and one tensor out; `mobilekit export` takes other networks too"
+Inputs = tuple[torch.Tensor, ...]
+"""A tensor for each input of a network, in order, all of the same batch size."""
 NO_DATA = "no data: judged on random input, not to be trusted"
 
 
@@ -71,31 +73,55 @@ class Workload:
         return tuple(batch.numpy() for batch in torch.split(samples, 32))
 
 
-def load(spec: str, seed: int = 0) -> Workload:
-    """Load `file.py` or `package.module`.
+@dataclass(frozen=True)
+class Opened:
+    """A workload's source with what its `model()` and `example_input()` gave; the example is not checked yet."""
 
-    Raises BadInputError in one sentence for whatever the module lacks or gets wrong.
-    """
-    module = _import(spec)
-    network = _call(module, spec, "model", required=True)
+    spec: str
+    source: ModuleType
+    module: nn.Module
+    example: Any
+
+    @property
+    def name(self) -> str:
+        """What files are called after."""
+        spec = self.spec
+        return re.sub(r"[^A-Za-z0-9_]+", "_", Path(spec).stem if spec.endswith(".py") else spec.rpartition(".")[2])
+
+
+def opened(spec: str) -> Opened:
+    """Import `file.py` or `package.module`. Raises BadInputError where it gives no float32 network or no example."""
+    source = _import(spec)
+    network = _call(source, spec, "model", required=True)
     if not isinstance(network, nn.Module):
         raise BadInputError(f"model() in '{spec}' must return a torch.nn.Module, not {type(network).__name__}")
-    example = _call(module, spec, "example_input", required=True)
+    example = _call(source, spec, "example_input", required=True)
     network = network.eval()
     for parameter in network.parameters():
         if parameter.dtype != torch.float32:
             raise BadInputError(f"the model in '{spec}' has {parameter.dtype} weights: give it in float32")
+    return Opened(spec, source, network, example)
+
+
+def load(spec: str, seed: int = 0) -> Workload:
+    """Load `file.py` or `package.module` for a plan: a network of one tensor (1, C, H, W) in and one out.
+
+    Raises BadInputError in one sentence for whatever the module lacks or gets wrong.
+    """
+    found = opened(spec)
+    source, network, example = found.source, found.module, found.example
     _check_example(example, spec)
     output = _check_output(network, example, spec)
-    train_data, labelled = _training_data(module)
-    calibration, trusted = _calibration(module, spec, example, seed)
-    evaluate = getattr(module, "evaluate", None)
+    train_data, labelled = _training_data(source)
+    batches, trusted = calibration_of(found, (example,), seed)
+    calibration = tuple(batch for (batch,) in batches)
+    evaluate = getattr(source, "evaluate", None)
     whole = evaluate is not None or train_data is not None or not trusted
     kept, held_back = (calibration, calibration) if whole else _split(calibration)
     return Workload(
         spec=spec,
-        name=re.sub(r"[^A-Za-z0-9_]+", "_", Path(spec).stem if spec.endswith(".py") else spec.rpartition(".")[2]),
-        key=_key(module, network, example),
+        name=found.name,
+        key=_key(source, network, example),
         module=network,
         example_input=example,
         calibration=kept,
@@ -104,40 +130,11 @@ def load(spec: str, seed: int = 0) -> Workload:
         train_data=train_data,
         labelled=labelled,
         evaluate=evaluate,
-        loss=getattr(module, "loss", None),
-        preprocessing=_preprocessing(module, spec),
-        labels=_labels(module, spec),
-        accuracy_kind=_accuracy_kind(module, whole, output.shape[1] if output.ndim > 1 else 1),
-        data=_call(module, spec, "data_description") or _describe(module, trusted),
-    )
-
-
-def of_module(module: nn.Module, example_input: torch.Tensor, calibration: Sequence[np.ndarray], name: str) -> Workload:
-    """A workload from a copy of a module at hand, without a file: `calibration` are float32 batches (N, C, H, W)."""
-    module = copy.deepcopy(module).eval()
-    _check_example(example_input, name)
-    _check_output(module, example_input, name)
-    batches = tuple(
-        _checked_inputs(torch.from_numpy(np.array(batch, dtype=np.float32)), example_input, "calibration")
-        for batch in calibration
-    )
-    return Workload(
-        spec=name,
-        name=name,
-        key=_digest(b"", module, example_input),
-        module=module,
-        example_input=example_input,
-        calibration=batches or _noise(example_input, 0),
-        trusted=bool(batches),
-        held_back=batches or _noise(example_input, 0),
-        train_data=None,
-        labelled=False,
-        evaluate=None,
-        loss=None,
-        preprocessing=None,
-        labels=None,
-        accuracy_kind=AGREEMENT,
-        data="inputs given by the caller" if batches else NO_DATA,
+        loss=getattr(source, "loss", None),
+        preprocessing=preprocessing_of(found),
+        labels=labels_of(found),
+        accuracy_kind=_accuracy_kind(source, whole, output.shape[1] if output.ndim > 1 else 1),
+        data=_call(source, spec, "data_description") or _describe(source, trusted),
     )
 
 
@@ -209,7 +206,10 @@ def _check_example(example: Any, spec: str) -> None:
         kind = (
             f"{tuple(example.shape)} {example.dtype}" if isinstance(example, torch.Tensor) else type(example).__name__
         )
-        raise BadInputError(f"example_input() in '{spec}' must be a float32 tensor (1, C, H, W), not {kind}")
+        said = f"example_input() in '{spec}' must be a float32 tensor (1, C, H, W), not {kind}"
+        parts = example if isinstance(example, tuple | list) else (example,)
+        floats = all(isinstance(part, torch.Tensor) and part.dtype == torch.float32 for part in parts)
+        raise BadInputError(f"{said}: {EXPORT_ALONE}" if floats else said)
     if example.shape[0] != 1:
         raise BadInputError(f"example_input() in '{spec}' must have batch size 1, not {example.shape[0]}")
 
@@ -223,7 +223,7 @@ def _check_output(network: nn.Module, example: torch.Tensor, spec: str) -> torch
     if not isinstance(output, torch.Tensor):
         raise BadInputError(
             f"the model in '{spec}' returns {type(output).__name__}: it must return one tensor (wrap it in a module "
-            "that picks the output you deploy)"
+            f"that picks the output you deploy): {EXPORT_ALONE}"
         )
     if not bool(torch.isfinite(output).all()):
         raise BadInputError(f"the model in '{spec}' returns values that are not finite on its example input")
@@ -238,21 +238,23 @@ def _training_data(module: ModuleType) -> tuple[Callable[[], Iterable[Any]] | No
     return None, False
 
 
-def _calibration(
-    module: ModuleType, spec: str, example: torch.Tensor, seed: int
-) -> tuple[tuple[torch.Tensor, ...], bool]:
-    """Real inputs where the workload has any, else seeded noise that is marked untrusted."""
+def calibration_of(found: Opened, inputs: Inputs, seed: int) -> tuple[tuple[Inputs, ...], bool]:
+    """Batches of real inputs where the workload has any, else seeded noise that is marked untrusted.
+
+    `inputs` are the examples. A batch is a tensor, or a tuple of tensors where there are several inputs.
+    """
+    module, spec = found.source, found.spec
     name = next((name for name in ("calibration_data", "train_data") if hasattr(module, name)), None)
     if name is None:
-        return _noise(example, seed), False
+        return noise(inputs, seed), False
     where, paired = f"{name}() in '{spec}'", name == "train_data"
-    collected: list[torch.Tensor] = []
+    collected: list[Inputs] = []
     count = 0
     for batch in islice(_batches(module, spec, name), CALIBRATION_SAMPLES):
         if paired and (not isinstance(batch, tuple | list) or len(batch) != 2):
             raise BadInputError(f"{where} must give (input, target) pairs; inputs alone belong in calibration_data()")
-        collected.append(_checked_inputs(batch[0] if paired else batch, example, where))
-        count += len(collected[-1])
+        collected.append(checked_inputs(batch[0] if paired else batch, inputs, where))
+        count += len(collected[-1][0])
         if count >= CALIBRATION_SAMPLES:
             break
     if not count:
@@ -269,19 +271,30 @@ def _batches(module: ModuleType, spec: str, name: str) -> Iterator[Any]:
         raise BadInputError(f"{name}() in '{spec}' fails: {sentence(error)}") from error
 
 
-def _checked_inputs(batch: Any, example: torch.Tensor, where: str) -> torch.Tensor:
-    if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or batch.shape[1:] != example.shape[1:]:
-        found = tuple(batch.shape) if isinstance(batch, torch.Tensor) else type(batch).__name__
-        wanted = ", ".join(map(str, example.shape[1:]))
-        raise BadInputError(f"{where} must give input tensors (N, {wanted}), not {found}")
-    if not bool(torch.isfinite(batch).all()):
-        raise BadInputError(f"{where} gives values that are not finite")
-    return batch.float()
+def checked_inputs(batch: Any, examples: Inputs, where: str) -> Inputs:
+    """The tensors of a calibration batch as float32.
+
+    Raises BadInputError where it has not a tensor of the right shape for each input, or a value that is not finite.
+    """
+    given = tuple(batch) if len(examples) > 1 and isinstance(batch, tuple | list) else (batch,)
+    if len(given) != len(examples):
+        raise BadInputError(f"{where} must give a tuple of {len(examples)} tensors, one for each input of the network")
+    for part, example in zip(given, examples, strict=True):
+        if not isinstance(part, torch.Tensor) or part.ndim != example.ndim or part.shape[1:] != example.shape[1:]:
+            found = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
+            wanted = ", ".join(map(str, example.shape[1:]))
+            raise BadInputError(f"{where} must give input tensors (N, {wanted}), not {found}")
+        if len(part) != len(given[0]):
+            raise BadInputError(f"{where} gives {len(given[0])} samples for one input and {len(part)} for another")
+        if not bool(torch.isfinite(part).all()):
+            raise BadInputError(f"{where} gives values that are not finite")
+    return tuple(part.float() for part in given)
 
 
-def _preprocessing(module: ModuleType, spec: str) -> dict[str, Any] | None:
-    """Goes into JSON files as it is."""
-    value = _call(module, spec, "preprocessing")
+def preprocessing_of(found: Opened) -> dict[str, Any] | None:
+    """What the workload says about preparing its inputs; it goes into JSON files as it is."""
+    spec = found.spec
+    value = _call(found.source, spec, "preprocessing")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
@@ -291,8 +304,10 @@ def _preprocessing(module: ModuleType, spec: str) -> dict[str, Any] | None:
     return value
 
 
-def _labels(module: ModuleType, spec: str) -> tuple[str, ...] | None:
-    value = _call(module, spec, "labels")
+def labels_of(found: Opened) -> tuple[str, ...] | None:
+    """The names of the classes, where the workload gives them."""
+    spec = found.spec
+    value = _call(found.source, spec, "labels")
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(label, str) for label in value):
@@ -300,9 +315,10 @@ def _labels(module: ModuleType, spec: str) -> tuple[str, ...] | None:
     return tuple(value) or None
 
 
-def _noise(example: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
+def noise(inputs: Inputs, seed: int) -> tuple[Inputs, ...]:
+    """One batch of seeded noise of the examples' shapes."""
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn((RANDOM_SAMPLES, *example.shape[1:]), generator=generator),)
+    return (tuple(torch.randn((RANDOM_SAMPLES, *one.shape[1:]), generator=generator) for one in inputs),)
 
 
 def _accuracy_kind(module: ModuleType, whole: bool, classes: int) -> str:

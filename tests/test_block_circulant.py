@@ -227,7 +227,7 @@ def test_the_onnx_file_holds_the_vectors_of_a_large_layer(tmp_path: Path) -> Non
         path = tmp_path / f"{name}.onnx"
         runtime.export(ExportJob(candidate=each, precision="fp32", path=str(path)))
         sizes.append(path.stat().st_size)
-        found = runtime.open(path)(example().numpy())
+        found = runtime.open(path)([example().numpy()])[0]
         np.testing.assert_allclose(found, each.module(example()).detach().numpy(), atol=1e-4)
     assert sizes[0] - sizes[1] > 0.95 * 4 * (768 * 256 - stored(256, 768, 16))
 

@@ -85,7 +85,7 @@ def network(name: str) -> nn.Module:
 def export(module: nn.Module, precision: str, path: Path) -> Path:
     traced = Network(name="net", input_shape=(1, 3, 16, 16), operators=(), groups={}, axes={})
     candidate = Candidate(module=module, example_input=example(), network=traced)
-    COREML.export(ExportJob(candidate=candidate, precision=precision, path=str(path)))
+    COREML.export(ExportJob(candidate=candidate, precision=precision, path=str(path), calibration=(images(8),)))
     return path
 
 
@@ -107,7 +107,7 @@ def test_networks_agree_with_pytorch(name: str, precision: str, tmp_path: Path) 
     module = network(name)
     path = export(module, precision, tmp_path / "net.mlpackage")
     batch = images(3)
-    parity = evaluate.file_parity(COREML, path, module, [batch])
+    parity = evaluate.file_parity(COREML, path, module, [(batch,)])
     assert (parity.status, parity.samples) == ("evaluated", 3)
     assert parity.sqnr_db is not None
     assert parity.max_abs_error is not None
@@ -121,7 +121,7 @@ def test_networks_agree_with_pytorch(name: str, precision: str, tmp_path: Path) 
 
 def test_int8_weights_are_told_from_float_ones(tmp_path: Path) -> None:
     module = network("resnet")
-    parity = evaluate.file_parity(COREML, export(module, "int8", tmp_path / "n.mlpackage"), module, [images(3)])
+    parity = evaluate.file_parity(COREML, export(module, "int8", tmp_path / "n.mlpackage"), module, [(images(3),)])
     assert parity.status == "evaluated"
     assert parity.sqnr_db is not None
     assert LEAST_SQNR_DB["int8"] < parity.sqnr_db < 60
@@ -145,29 +145,29 @@ def test_every_tensor_can_be_had(resnet: Path) -> None:
 def test_weights_are_read_from_the_file(resnet: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.mlpackage"
     shutil.copytree(resnet, other)
-    before = COREML.open(other)(X)
+    before = COREML.open(other)([X])[0]
     weights = next(other.rglob("weight.bin"))
     content = bytearray(weights.read_bytes())
     # The last tensor of the file: bytes of an exponent.
     for place in range(len(content) - 5, len(content) - 64, -4):
         content[place] ^= 0x01
     weights.write_bytes(content)
-    assert not np.array_equal(COREML.open(other)(X), before)
-    assert np.array_equal(COREML.open(resnet)(X), before)
+    assert not np.array_equal(COREML.open(other)([X])[0], before)
+    assert np.array_equal(COREML.open(resnet)([X])[0], before)
 
 
 def test_a_session_takes_batches_and_gives_float32(resnet: Path) -> None:
     session, batch = COREML.open(resnet), images(3)
-    found = session(batch.astype(np.float64))
+    found = session([batch.astype(np.float64)])[0]
     assert (found.shape, found.dtype) == ((3, 5), np.float32)
-    assert np.array_equal(found[1:2], session(batch[1:2]))
+    assert np.array_equal(found[1:2], session([batch[1:2]])[0])
 
 
 def test_half_precision_and_integer_inputs_are_hidden(tmp_path: Path) -> None:
     for dtype in (np.float16, np.int32):
         given = np.zeros((1, 4), dtype)
         path = saved(lambda x: mb.add(x=x, y=x), [given], tmp_path / f"{dtype.__name__}.mlpackage")
-        found = COREML.open(path)(np.array([[1.0001, 2, 3, 4]], np.float32))
+        found = COREML.open(path)([np.array([[1.0001, 2, 3, 4]], np.float32)])[0]
         assert found.dtype == np.float32
         assert np.array_equal(found, [[2, 4, 6, 8]])
 
@@ -188,7 +188,7 @@ def test_on_macos_core_ml_itself_runs_the_file(resnet: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("mobilekit.runtimes._mil_program.read", lambda path: program)
     assert COREML.execution == "executed"
-    found = COREML.open(resnet)(images(2))
+    found = COREML.open(resnet)([images(2)])[0]
     monkeypatch.undo()
     assert asked == [str(resnet)]
     assert found.dtype == np.float32
@@ -206,7 +206,7 @@ def test_all_missing_operators_are_named_when_the_file_is_opened(tmp_path: Path)
     path = saved(build, [X], tmp_path / "new.mlpackage")
     with pytest.raises(UnsupportedError, match="lacks reverse_sequence, space_to_batch"):
         COREML.open(path)
-    parity = evaluate.file_parity(COREML, path, nn.Identity(), [X])
+    parity = evaluate.file_parity(COREML, path, nn.Identity(), [(X,)])
     assert (parity.status, parity.sqnr_db) == ("structure-only", None)
     assert "reverse_sequence, space_to_batch" in parity.note
 
@@ -319,7 +319,7 @@ def test_damaged_packages_are_bad_input_in_a_sentence(damage: str, resnet: Path,
     (tmp_path / "secret.bin").write_bytes(next(package.rglob("weight.bin")).read_bytes())
     DAMAGES[damage](package)
     with pytest.raises(BadInputError) as raised:
-        COREML.open(package)(X)
+        COREML.open(package)([X])[0]
     assert "\n" not in str(raised.value)
     assert "again" in str(raised.value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from mobilekit import evaluate
 from mobilekit.errors import MobilekitError, UnsupportedError
-from mobilekit.workload import Workload, of_module
+from mobilekit.workload import Workload
 
 LOGITS = hnp.arrays(np.float32, (5, 4), elements=st.floats(-20, 20, width=32))
 
@@ -28,8 +28,14 @@ def net() -> nn.Module:
 
 
 def workload(**changes: Any) -> Workload:
-    batches = [np.random.default_rng(0).standard_normal((150, 1, 6, 6)).astype(np.float32)]
-    return replace(of_module(net(), torch.zeros(1, 1, 6, 6), batches, "net"), **changes)
+    inputs = (torch.from_numpy(np.random.default_rng(0).standard_normal((150, 1, 6, 6)).astype(np.float32)),)
+    given: dict[str, Any] = {
+        **{"spec": "net", "name": "net", "key": "", "module": net().eval(), "example_input": torch.zeros(1, 1, 6, 6)},
+        **{"calibration": inputs, "held_back": inputs, "trusted": True, "labelled": False, "data": "made up"},
+        **dict.fromkeys(("train_data", "evaluate", "loss", "preprocessing", "labels")),
+        "accuracy_kind": "agreement",
+    }
+    return Workload(**{**given, **changes})
 
 
 # ---------------------------------------------------------------- divergence
@@ -127,11 +133,11 @@ class File:
 def test_parity_of_a_file() -> None:
     module, batch = net().eval(), np.random.default_rng(1).standard_normal((70, 1, 6, 6)).astype(np.float32)
 
-    def session(inputs: np.ndarray) -> np.ndarray:
+    def session(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            return module(torch.from_numpy(inputs)).numpy() + np.float32(0.5)
+            return [module(torch.from_numpy(inputs[0])).numpy() + np.float32(0.5)]
 
-    found = evaluate.file_parity(File(session), Path("a.onnx"), module, [batch[:30], batch[30:]])  # type: ignore[arg-type]
+    found = evaluate.file_parity(File(session), Path("a.onnx"), module, [(batch[:30],), (batch[30:],)])  # type: ignore[arg-type]
     assert (found.status, found.samples) == ("executed", 70)
     assert found.max_abs_error == pytest.approx(0.5, rel=1e-4)
 
@@ -139,8 +145,8 @@ def test_parity_of_a_file() -> None:
 def test_a_file_that_is_not_run_by_its_own_engine_is_evaluated() -> None:
     zeros = np.zeros((2, 1, 6, 6), np.float32)
     module = net().eval()
-    runtime = File(lambda batch: evaluate.outputs(module, torch.from_numpy(batch)), "evaluated")
-    found = evaluate.file_parity(runtime, Path("a"), module, [zeros])  # type: ignore[arg-type]
+    runtime = File(lambda batches: [evaluate.outputs(module, torch.from_numpy(batches[0]))], "evaluated")
+    found = evaluate.file_parity(runtime, Path("a"), module, [(zeros,)])  # type: ignore[arg-type]
     assert (found.status, found.samples, found.sqnr_db) == ("evaluated", 2, None)
 
 
@@ -151,9 +157,9 @@ def test_a_file_that_cannot_run_here_is_structure_only() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_file_with_nan_is_refused(bad: float) -> None:
-    runtime = File(lambda batch: np.full((len(batch), 3), bad, np.float32))
+    runtime = File(lambda batches: [np.full((len(batches[0]), 3), bad, np.float32)])
     with pytest.raises(MobilekitError, match=r"a\.onnx gives values that are not finite"):
-        evaluate.file_parity(runtime, Path("a.onnx"), net(), [np.zeros((2, 1, 6, 6), np.float32)])  # type: ignore[arg-type]
+        evaluate.file_parity(runtime, Path("a.onnx"), net(), [(np.zeros((2, 1, 6, 6), np.float32),)])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- accuracy
@@ -196,7 +202,7 @@ def test_a_file_looks_like_a_module_to_evaluate() -> None:
         model.eval()
         return float(model(torch.ones(3, 1, 6, 6).to(device)).sum())
 
-    session = evaluate.SessionModule(lambda batch: np.full((len(batch), 2), 0.5, np.float32))
+    session = evaluate.SessionModule(lambda batches: [np.full((len(batches[0]), 2), 0.5, np.float32)])
     assert evaluate.accuracy(workload(evaluate=judge), session) == 3.0
 
 

@@ -378,7 +378,7 @@ def test_the_new_layers_can_be_exported(method: str, tmp_path: Path) -> None:
     x = next(iter(fashion_mnist.calibration_data()))[:4]
     with torch.no_grad():
         want = result.module(x).numpy()
-    np.testing.assert_allclose(runtime.open(path)(x.numpy()), want, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(runtime.open(path)([x.numpy()])[0], want, rtol=1e-3, atol=1e-3)
 
 
 # ---------------------------------------------------------------- where it is offered

@@ -485,5 +485,5 @@ def test_an_exported_low_rank_network_gives_the_same_output(tmp_path: Path) -> N
     assert model.parity.status == "executed"
     with torch.inference_mode():
         want = current.module(example()).numpy()
-    found = registry.runtime("onnx").open(tmp_path / model.path)(example().numpy())
+    found = registry.runtime("onnx").open(tmp_path / model.path)([example().numpy()])[0]
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

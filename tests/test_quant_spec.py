@@ -145,7 +145,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def sqnr_db(name: str, path: Path, module: nn.Module) -> float:
     with torch.no_grad():
         wanted = module(images(16, 99)).numpy()
-    error = ((wanted - registry.runtime(name).open(path)(images(16, 99).numpy())) ** 2).mean()
+    error = ((wanted - registry.runtime(name).open(path)([images(16, 99).numpy()])[0]) ** 2).mean()
     return float(10 * np.log10((wanted**2).mean() / max(error, 1e-30)))
 
 
@@ -335,7 +335,7 @@ def test_ranges_are_exact_over_all_inputs_and_without_what_is_not_finite() -> No
 @pytest.mark.parametrize("name", [*RUN, "coreml"])
 def test_logits_are_not_rounded_to_256_values(name: str, start: Candidate, export: Made) -> None:
     path, facts = export(name, int8(start))
-    logits = registry.runtime(name).open(path)(images(64, 5).numpy())
+    logits = registry.runtime(name).open(path)([images(64, 5).numpy()])[0]
     assert len(np.unique(logits)) > 300
     assert facts.weights == {"int8": 5}
     assert facts.outputs[0].dtype == "float32"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobilekit import workload
+from mobilekit import exportable, workload
 from mobilekit.errors import BadInputError
 
 GOOD = """
@@ -280,7 +280,7 @@ def test_a_file_that_is_no_python(tmp_path: Path) -> None:
 def test_a_module_at_hand_is_not_changed() -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    found = workload.of_module(module, torch.randn(1, 1, 6, 6), [], "net")
+    found = exportable.of_module(module, torch.randn(1, 1, 6, 6), [], "net")
     assert module.training
     assert not found.module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -289,11 +289,11 @@ def test_a_module_at_hand_is_not_changed() -> None:
 
 def test_calibration_of_a_module_at_hand() -> None:
     module, batches = nn.Conv2d(1, 4, 3), [np.ones((3, 1, 6, 6), np.float64)]
-    found = workload.of_module(module, torch.zeros(1, 1, 6, 6), batches, "net")
+    found = exportable.of_module(module, torch.zeros(1, 1, 6, 6), batches, "net")
     assert found.trusted
-    assert found.calibration[0].dtype == torch.float32
+    assert found.calibration[0][0].dtype == torch.float32
     with pytest.raises(BadInputError, match=r"calibration must give input tensors \(N, 1, 6, 6\)"):
-        workload.of_module(module, torch.zeros(1, 1, 6, 6), [np.ones((3, 1, 7, 7))], "net")
+        exportable.of_module(module, torch.zeros(1, 1, 6, 6), [np.ones((3, 1, 7, 7))], "net")
 
 
 def test_a_network_of_one_output_is_judged_by_closeness(tmp_path: Path) -> None:

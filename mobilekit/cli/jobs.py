@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mobilekit.cli.terminal import JsonFlag, Out, Seed, documents, errors, figure, listening, number
 from mobilekit.errors import BadInputError
-from mobilekit.types import Budget, ExportedModel, Precision, Report
+from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report
 
 app = typer.Typer(
     help="A trained CNN and a latency budget in; checked mobile files and a measured report out.",
@@ -114,11 +114,22 @@ def apply(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     workload: Annotated[str, typer.Argument(help="The workload whose network is written as it is.")],
     to: Annotated[str, typer.Option("--to", help="Formats, with commas between: onnx,tflite,coreml.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or int8.")] = "fp32",
+    opset: Annotated[
+        int | None, typer.Option("--opset", min=17, max=22, help="Of ONNX files [default: 20].", show_default=False)
+    ] = None,
+    ios: Annotated[
+        int | None,
+        typer.Option("--ios", min=15, max=18, help="Oldest iOS for Core ML [default: 16].", show_default=False),
+    ] = None,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="Leave the batch open: ONNX and Core ML.")
+    ] = False,
+    io: Annotated[str, typer.Option("--io", help="float, or int8: inputs and outputs of TFLite int8 files.")] = "float",
     as_json: JsonFlag = False,
 ) -> None:
     """Write model files and compare each with PyTorch."""
@@ -130,10 +141,16 @@ def export(
     names = [name.strip() for name in to.split(",") if name.strip()]
     if not names:
         raise BadInputError("--to names no format: give onnx, tflite or coreml")
+    options = _export_options(names, opset, ios, io).model_copy(update={"dynamic_batch": dynamic_batch})
+    order = pipeline.Order(tuple(names), known[precision], options)
     with listening() as listener:
-        models, failures = pipeline.export_workload(workload, names, known[precision], out, listener)
+        models, failures = pipeline.export_workload(workload, order, out, listener)
     if as_json:
-        print(json.dumps([model.model_dump(mode="json") for model in models], indent=2))
+        document = {
+            "models": [model.model_dump(mode="json") for model in models],
+            "failures": [failure.model_dump() for failure in failures],
+        }
+        print(json.dumps(document, indent=2))
     else:
         documents().print(_export_table(models))
     for failure in failures:
@@ -211,6 +228,17 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 # ---------------------------------------------------------------- what they print
+
+
+def _export_options(names: list[str], opset: int | None, ios: int | None, io: str) -> ExportOptions:
+    """What was asked for; an option of a format that is not written is a mistake."""
+    if io not in ("float", "int8"):
+        raise BadInputError(f"--io is float or int8, not '{io}'")
+    for option, value, name in (("--opset", opset, "onnx"), ("--ios", ios, "coreml")):
+        if value is not None and name not in names:
+            raise BadInputError(f"{option} is for {name} files: add {name} to --to, or leave it out")
+    given = {"opset": opset, "ios": ios, "io": io}
+    return ExportOptions.model_validate({key: value for key, value in given.items() if value is not None})
 
 
 def _export_table(models: list[ExportedModel]) -> Table:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilekit import bench, registry
+from mobilekit import bench, exportable, registry
 from mobilekit.cost.published import Selection
 from mobilekit.errors import BadInputError, MobilekitError, StorageError
+from mobilekit.exportable import Exportable
 from mobilekit.interfaces import Progress, Runtime
 from mobilekit.network import trace
 from mobilekit.pipeline import summary
@@ -24,15 +26,17 @@ from mobilekit.store import Store
 from mobilekit.types import (
     BenchModel,
     Budget,
+    Candidate,
     ExportedModel,
+    ExportOptions,
     Failure,
     Measurement,
     Plan,
     Precision,
     Report,
     RuntimeEntry,
+    Untraced,
 )
-from mobilekit.workload import Workload, load, of_module
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FitSummary",
     "Listener",
+    "Order",
     "Request",
     "Selection",
     "abilities",
@@ -103,75 +108,100 @@ def apply(plan_file: Path, workload: str, out: Path, listener: Listener) -> Repo
     return tell(job, out, listener, Course(given=made, correct=False))
 
 
-def export(
+def export(  # noqa: PLR0913 -- the keywords are the contract
     module: torch.nn.Module,
-    example_input: torch.Tensor,
+    example_input: torch.Tensor | Sequence[torch.Tensor],
     *,
     to: Sequence[str],
     precision: Precision = "fp32",
-    calibration: Sequence[np.ndarray] = (),
+    calibration: Sequence[np.ndarray | Sequence[np.ndarray]] = (),
     out: str | Path = "models",
+    options: ExportOptions | None = None,
 ) -> list[ExportedModel]:
     """Write a module, as it is, in these formats, and compare each file with it.
 
-    `example_input` is (1, C, H, W) float32; `calibration` are float32 batches (N, C, H, W): int8 ranges come from
-    them, and the comparison is made on them. Raises BadInputError for an unknown format and MobilekitError where one
-    cannot be written or differs from the module.
+    `example_input` is a float32 tensor (1, C, H, W), or a tensor or tuple of tensors of 2 to 5 axes, batch 1, for
+    other networks; `calibration` are float32 batches (an array for each input): int8 ranges come from them, and the
+    comparison is made on them. The module returns a tensor, or a tuple, list or dict of tensors. Raises BadInputError
+    for an unknown format and MobilekitError where one cannot be written or differs from the module. `options` are the
+    opset, the oldest iOS, an open batch and int8 inputs and outputs; without them opset 20, iOS 16, batch 1, float32.
 
     >>> import mobilekit as mk, torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
     >>> [m.parity.status for m in mk.export(net, torch.zeros(1, 3, 16, 16), to=["onnx"], out=tmp)]
     ['executed']
     """
-    workload = of_module(module, example_input, calibration, "network")
-    written, failures = _export(workload, to, precision, Path(out), Listener().progress)
+    source = exportable.of_module(module, example_input, calibration, "network")
+    order = Order(tuple(to), precision, options or ExportOptions())
+    written, failures = _export(source, order, Path(out), Listener().progress)
     if failures:
         raise MobilekitError(f"{failures[0].subject}: {failures[0].message}")
     return written
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which files are asked for."""
+
+    to: tuple[str, ...]
+    precision: Precision
+    options: ExportOptions
+
+
 def export_workload(
-    spec: str, to: Sequence[str], precision: Precision, out: Path, listener: Listener
+    spec: str, order: Order, out: Path, listener: Listener
 ) -> tuple[list[ExportedModel], list[Failure]]:
     """Write a workload's network, as it is, in these formats. What `mobilekit export` does.
 
     A format that cannot be written in this precision is a failure and the others are written; BadInputError where
     none can.
     """
-    return _export(load(spec), to, precision, out, listener.progress)
+    return _export(exportable.load(spec), order, out, listener.progress)
 
 
 def _export(
-    workload: Workload, to: Sequence[str], precision: Precision, out: Path, progress: Progress
+    source: Exportable, order: Order, out: Path, progress: Progress
 ) -> tuple[list[ExportedModel], list[Failure]]:
-    runtimes, failures = _writers(to, precision)
-    if precision == "int8" and not workload.trusted:
+    precision = order.precision
+    runtimes, failures = _writers(order.to, precision)
+    if precision == "int8" and not source.trusted:
         raise BadInputError(
-            f"int8 needs calibration inputs: define calibration_data() in '{workload.spec}', or give calibration="
+            f"int8 needs calibration inputs: define calibration_data() in '{source.spec}', or give calibration="
         )
-    network = trace(workload.module, workload.example_input, workload.name)
-    candidate = workload.candidate(network)
-    if precision == "int8":
-        lever = registry.transform("int8")
-        for option in lever.options(network, RuntimeEntry(name="any", precisions=("int8",), channel_multiple=1)):
-            candidate = lever.apply(candidate, option)
+    candidate = _in_int8(source) if precision == "int8" else Untraced(source.module, source.inputs)
     store = Store(out)
     store.open()
     written = []
     for index, runtime in enumerate(runtimes):
         progress("export", index / len(runtimes))
-        name = file_name(workload.name, runtime, precision)
+        name = file_name(source.name, runtime, precision)
         try:
-            written.append(write_checked(candidate, runtime, precision, store.path(name), workload))
+            written.append(write_checked(candidate, runtime, precision, store.path(name), source, order.options))
         except StorageError:
             raise
         except MobilekitError as error:
             remedy = "use another format or precision; the other files are not affected"
             failures.append(Failure(stage="export", subject=name, message=str(error), remedy=remedy))
     if written:
-        write_manifest(store, candidate, written, workload)
+        write_manifest(store, source.module, written, source)
     progress("export", 1.0)
     return written, failures
+
+
+def _in_int8(source: Exportable) -> Candidate | Untraced:
+    """The network in int8: by its operators where they can be traced, so that weights are prepared; else as a whole."""
+    untraced = Untraced(source.module, source.inputs)
+    if not source.plannable:
+        return untraced
+    try:
+        network = trace(source.module, source.inputs[0], source.name)
+    except MobilekitError:  # what a plan cannot follow may be exported all the same
+        return untraced
+    candidate = Candidate(source.module, source.inputs[0], network)
+    lever = registry.transform("int8")
+    for option in lever.options(network, RuntimeEntry(name="any", precisions=("int8",), channel_multiple=1)):
+        candidate = lever.apply(candidate, option)
+    return candidate
 
 
 def _writers(to: Sequence[str], precision: Precision) -> tuple[list[Runtime], list[Failure]]:

@@ -9,6 +9,7 @@ from typing import Unpack
 
 from mobilekit import bench
 from mobilekit.errors import MobilekitError, UnsupportedError
+from mobilekit.exportable import Exportable, of_workload
 from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.request import Job
@@ -20,13 +21,14 @@ from mobilekit.types import (
     Calibration,
     Candidate,
     ExportJob,
+    ExportOptions,
     Failure,
     Measurement,
     Network,
     Precision,
+    Untraced,
     Value,
 )
-from mobilekit.workload import Workload
 
 
 class Recorded(Value):
@@ -62,7 +64,7 @@ class Run:
             if timed_only:
                 runtime.export(ExportJob(candidate, precision, str(path), workload.calibration_arrays()))
             else:
-                runtime.export(export_job(candidate, precision, path, workload))
+                runtime.export(export_job(candidate, precision, path, of_workload(workload)))
 
     def measure(self, models: Sequence[BenchModel], **settings: Unpack[bench.Settings]) -> list[Recorded]:
         """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run."""
@@ -90,12 +92,20 @@ def written(precision: Precision, runtime: Runtime) -> Precision:
     return precision if precision in runtime.precisions else runtime.precisions[0]
 
 
-def export_job(candidate: Candidate, precision: Precision, path: Path, workload: Workload) -> ExportJob:
+def export_job(
+    candidate: Candidate | Untraced,
+    precision: Precision,
+    path: Path,
+    source: Exportable,
+    options: ExportOptions | None = None,
+) -> ExportJob:
     """What a runtime is asked for: an int8 file is calibrated, and its weights are prepared (`int8.for_file`)."""
+    options = options or ExportOptions()
     if precision != "int8":
-        return ExportJob(candidate, precision, str(path))
-    ready = int8.for_file(candidate, Calibration(workload.calibration))
-    return ExportJob(ready, precision, str(path), workload.calibration_arrays())
+        return ExportJob(candidate, precision, str(path), options=options)
+    if isinstance(candidate, Candidate):
+        candidate = int8.for_file(candidate, Calibration(tuple(batch for (batch,) in source.calibration)))
+    return ExportJob(candidate, precision, str(path), source.calibration_arrays(), options)
 
 
 def bench_model(name: str, path: Path, runtime: str) -> BenchModel:

@@ -8,20 +8,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import Field
+from torch import nn
 
 from mobilekit import manifest, registry
+from mobilekit.drift import Fall, first_fall
 from mobilekit.errors import MobilekitError, StorageError
-from mobilekit.evaluate import SessionModule, accuracy, file_parity, outputs
+from mobilekit.evaluate import SessionModule, accuracy, file_parity, named_results
+from mobilekit.exportable import Exportable, of_workload
 from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.original import file_size
 from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
 from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job
+from mobilekit.signature import OUTPUT, input_names
 from mobilekit.store import Store
-from mobilekit.types import Candidate, ExportedModel, Precision, Value
-from mobilekit.workload import Workload
+from mobilekit.types import Candidate, ExportedModel, ExportOptions, Parity, ParityCheck, Precision, Untraced, Value
 
 PARITY_SAMPLES = 64
 LEAST_SQNR_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
@@ -62,7 +64,8 @@ def export_all(run: Run, candidate: Candidate) -> list[Shipped]:
             raise
         except MobilekitError as error:  # not kept as finished: a resumed run tries again
             run.fail("export", subject, error, "use another runtime or precision; the other files are not affected")
-    write_manifest(Store(run.store.path("models")), candidate, [s.model for s in shipped], run.job.workload)
+    source = of_workload(run.job.workload)
+    write_manifest(Store(run.store.path("models")), candidate.module, [s.model for s in shipped], source)
     return shipped
 
 
@@ -74,7 +77,7 @@ def _shipped(run: Run, candidate: Candidate, runtime: Runtime, precision: Precis
 def _ship(run: Run, candidate: Candidate, runtime: Runtime, precision: Precision) -> Shipped:
     workload = run.job.workload
     path = run.store.path("models", file_name(workload.name, runtime, precision))
-    model = write_checked(candidate, runtime, precision, path, workload)
+    model = write_checked(candidate, runtime, precision, path, of_workload(workload))
     found = None
     if model.parity.status == "executed":
         try:
@@ -93,21 +96,26 @@ def file_name(name: str, runtime: Runtime, precision: Precision) -> str:
 
 
 def write_checked(
-    candidate: Candidate, runtime: Runtime, precision: Precision, path: Path, workload: Workload
+    candidate: Candidate | Untraced,
+    runtime: Runtime,
+    precision: Precision,
+    path: Path,
+    source: Exportable,
+    options: ExportOptions | None = None,
 ) -> ExportedModel:
-    """Write a file, reopen it and compare it with the module on calibration inputs.
+    """Write a file, reopen it and compare it with the module on calibration inputs, random ones and at the edges.
 
-    Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`.
+    Raises MobilekitError, and leaves no file, where the comparison falls below `LEAST_SQNR_DB`: of a float file on any
+    kind of inputs; of an int8 file on calibration inputs, since others may leave the ranges that these fixed.
     """
     with disk(path):
-        runtime.export(export_job(candidate, precision, path, workload))
+        runtime.export(export_job(candidate, precision, path, source, options))
     try:
-        parity = file_parity(runtime, path, candidate.module, workload.calibration_arrays(PARITY_SAMPLES))
-        least = LEAST_SQNR_DB[precision]
-        if parity.sqnr_db is not None and parity.sqnr_db < least:
-            raise MobilekitError(
-                f"{path.name} has {parity.sqnr_db:.1f} dB to the PyTorch network, less than {least:.0f}"
-            )
+        parity = file_parity(runtime, path, candidate.module, source.calibration_arrays(PARITY_SAMPLES))
+        failed = failed_check(parity, precision)
+        if failed is not None:
+            fall = _fall(runtime, path, candidate.module, source, LEAST_SQNR_DB[precision])
+            raise MobilekitError(_said(path, failed, LEAST_SQNR_DB[precision]) + (f"; {fall}" if fall else ""))
         return ExportedModel(
             path=str(path),
             runtime=runtime.name,
@@ -122,6 +130,28 @@ def write_checked(
         raise
 
 
+def failed_check(parity: Parity, precision: Precision) -> ParityCheck | None:
+    """The first kind of inputs on which a file is too far from the network; None: it may be shipped."""
+    judged = [check for check in parity.checks if check.kind == "calibration" or precision != "int8"]
+    least = LEAST_SQNR_DB[precision]
+    return next((check for check in judged if check.judged_db is not None and check.judged_db < least), None)
+
+
+def _said(path: Path, failed: ParityCheck, least: float) -> str:
+    where = "" if failed.output == OUTPUT else f" in {failed.output}"
+    found = f"{path.name} has {failed.judged_db:.1f} dB to the PyTorch network{where}"
+    return f"{found} on {failed.kind} inputs, less than {least:.0f}"
+
+
+def _fall(runtime: Runtime, path: Path, module: nn.Module, source: Exportable, least_db: float) -> Fall | None:
+    """The operator where a failed file departs from the network on its first calibration input, if it can be found."""
+    sample = source.calibration_arrays(1)[0]
+    try:
+        return first_fall(module, sample, runtime.tensors(path, sample), least_db)
+    except MobilekitError:
+        return None
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -129,16 +159,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_manifest(store: Store, candidate: Candidate, models: list[ExportedModel], workload: Workload) -> None:
-    """Describe the files for apps, with golden vectors of the candidate."""
-    inputs = np.concatenate(workload.calibration_arrays(manifest.GOLDEN_SAMPLES))
+def write_manifest(store: Store, module: nn.Module, models: list[ExportedModel], source: Exportable) -> None:
+    """Describe the files for apps, with golden vectors of the module that they were written from."""
+    batches = source.calibration_arrays(manifest.GOLDEN_SAMPLES)
+    inputs = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
     manifest.write(
         store,
         models,
-        inputs,
-        outputs(candidate.module, torch.from_numpy(inputs)),
-        preprocessing=workload.preprocessing,
-        labels=workload.labels,
+        dict(zip(input_names(module, len(inputs)), inputs, strict=True)),
+        named_results(module, inputs),
+        preprocessing=source.preprocessing,
+        labels=source.labels,
     )
 
 

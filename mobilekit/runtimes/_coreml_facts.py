@@ -10,7 +10,7 @@ from mobilekit.errors import BadInputError
 from mobilekit.runtimes._mil_program import Operation, Program, TensorType, read
 from mobilekit.types import FileFacts, TensorSpec
 
-LAYOUTS = {4: "NCHW", 2: "NC"}
+LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 NOT_COMPUTING = frozenset(
     (
         *("cast", "identity", "shape", "reshape", "transpose", "squeeze", "expand_dims", "flatten2d"),
@@ -47,7 +47,7 @@ def describe(path: Path) -> FileFacts:
 
 
 def _spec(tensor: TensorType) -> TensorSpec:
-    shape = tuple(size or 0 for size in tensor.shape)
+    shape = tuple(-1 if size is None else size for size in tensor.shape)
     dtype = DTYPES.get(tensor.elements, tensor.elements)
     return TensorSpec(name=tensor.name, shape=shape, dtype=dtype, layout=LAYOUTS.get(len(shape), ""))
 

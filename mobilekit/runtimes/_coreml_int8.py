@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mobilekit.runtimes._mil_evaluator import Evaluator
 
-INT8_KINDS = frozenset({"conv", "conv_transpose", "linear", "add", "max_pool", "avg_pool"})
+INT8_KINDS = frozenset({"conv", "linear", "add", "max_pool", "avg_pool"})
 """MIL operators that compute in int8 between dequantise and quantise, as coremltools' own quantiser places these."""
 DATA = ("x", "y")
 """Parameters of such an operator that are no weights."""
@@ -69,14 +69,15 @@ def placement(model: Any, job: ExportJob, module: torch.nn.Module, choice: Selec
         with quiet():
             model.save(str(path))
         evaluator = Evaluator(_mil_program.read(path))
-        source, sample = evaluator.program.inputs[0].name, telling_sample(job)
-        tensors = {name: (value,) for name, value in evaluator.tensors({source: sample}).items()}
+        names, sample = [tensor.name for tensor in evaluator.program.inputs], telling_sample(job)
+        found = evaluator.tensors(dict(zip(names, sample, strict=True)))
+        tensors = {name: (value,) for name, value in found.items()}
         left: set[str] = set()
         if choice.kept_float:
             nodes = [
                 FileNode(o.name, tuple(o.reads()), tuple(out.name for out in o.outputs)) for o in evaluator.operations
             ]
-            left = kept_nodes(choice, nodes, tensors, operator_values(module, sample), HALF_TOLERANCE)
+            left = kept_nodes(choice, nodes, tensors, operator_values(module, sample[0]), HALF_TOLERANCE)
         scales: dict[str, Scale] = {}
         if choice.activations == "static":
             rounded = _rounded(evaluator, set(tensors), left)
@@ -84,7 +85,8 @@ def placement(model: Any, job: ExportJob, module: torch.nn.Module, choice: Selec
             missing = rounded - known.keys()
             if missing:
                 samples = calibration_samples(job, MOST_SAMPLES)
-                known |= _measured((evaluator.tensors({source: each}) for each in samples), missing)
+                runs = (evaluator.tensors(dict(zip(names, each, strict=True))) for each in samples)
+                known |= _measured(runs, missing)
             scales = {name: _scale(*known[name]) for name in sorted(rounded)}
         return Placement(scales, _weights(evaluator.operations, left))
 

@@ -9,7 +9,7 @@ from typing import Any
 from mobilekit.errors import BadInputError
 from mobilekit.types import FileFacts, TensorSpec
 
-LAYOUTS = {4: "NCHW", 2: "NC"}
+LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 NOT_COMPUTING = frozenset(
     (
         *(
@@ -65,7 +65,7 @@ def _spec(value: Any) -> TensorSpec:
     from onnx import helper
 
     tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
     dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return TensorSpec(name=value.name, shape=shape, dtype=dtype, layout=LAYOUTS.get(len(shape), ""))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mobilekit.errors import UnsupportedError, first_line
-from mobilekit.runtimes._job import quiet
+from mobilekit.runtimes._job import Sample, quiet
 from mobilekit.runtimes._onnx_facts import ABSORBED, FUSED, SUMS, WEIGHTED
 from mobilekit.runtimes._onnx_qdq import BARRIER, INT8_TYPES
 from mobilekit.runtimes._selection import Selection
@@ -25,10 +26,14 @@ def prepared(model: Any, folder: Path) -> Any:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path = folder / "prepared.onnx"
+    source, path = folder / "float.onnx", folder / "prepared.onnx"
+    onnx.save(model, str(source))
     try:
-        with quiet():
-            quant_pre_process(model, str(path))
+        # Where its shape inference stops half-way, onnxruntime leaves a file in the working directory.
+        with quiet(), contextlib.chdir(folder):
+            # onnxruntime's own inference gives up on some operators where the batch is open; onnx's does not.
+            sizes = model.graph.input[0].type.tensor_type.shape.dim
+            quant_pre_process(str(source), str(path), skip_symbolic_shape=not sizes[0].HasField("dim_value"))
     # It raises whatever its many rules raise, bare assertions among them.
     except Exception as error:
         raise UnsupportedError(f"onnxruntime cannot prepare the network for int8: {first_line(error)}") from error
@@ -42,20 +47,20 @@ def prepared(model: Any, folder: Path) -> Any:
 
 
 def float_nodes(
-    model: Any, selection: Selection, values: list[OperatorValue], tensors: Mapping[str, np.ndarray]
+    model: Any, selection: Selection, values: list[OperatorValue], tensors: Mapping[str, Sequence[np.ndarray]]
 ) -> set[str]:
     """Names of the nodes that belong to the operators which stay in float. Raises UnsupportedError as `kept_nodes`."""
     nodes = [FileNode(n.name, tuple(n.input), tuple(n.output)) for n in model.graph.node]
-    return kept_nodes(selection, nodes, {name: (value,) for name, value in tensors.items()}, values)
+    return kept_nodes(selection, nodes, tensors, values)
 
 
-def computed(model: Any, sample: np.ndarray, wanted: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Float tensors that the model computes for a sample (`wanted`; None: every one, and what it reads)."""
-    return _probe(model, wanted)(sample)
+def tensors(model: Any, sample: Sample) -> dict[str, tuple[np.ndarray, ...]]:
+    """Every float tensor that the model reads and computes for a sample."""
+    return {name: (value,) for name, value in _probe(model)(sample).items()}
 
 
-def _probe(model: Any, wanted: Collection[str] | None = None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Runs the model, unoptimised, and gives its tensors."""
+def _probe(model: Any, wanted: Collection[str] | None = None) -> Callable[[Sample], dict[str, np.ndarray]]:
+    """Runs the model, unoptimised, and gives its float tensors: the wanted ones, or all."""
     import onnx
     import onnxruntime
 
@@ -72,16 +77,16 @@ def _probe(model: Any, wanted: Collection[str] | None = None) -> Callable[[np.nd
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in shown.graph.output if wanted is None or value.name in wanted]
-    source = model.graph.input[0].name
 
-    def run(sample: np.ndarray) -> dict[str, np.ndarray]:
-        found = dict(zip(names, session.run(names, {source: sample}), strict=True)) if names else {}
-        return {source: sample, **found} if wanted is None or source in wanted else found
+    def run(sample: Sample) -> dict[str, np.ndarray]:
+        feed = {value.name: array for value, array in zip(model.graph.input, sample, strict=True)}
+        found = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
+        return {name: value for name, value in feed.items() if wanted is None or name in wanted} | found
 
     return run
 
 
-def measured(model: Any, wanted: Collection[str], samples: Iterable[np.ndarray]) -> dict[str, Range]:
+def measured(model: Any, wanted: Collection[str], samples: Iterable[Sample]) -> dict[str, Range]:
     """What these tensors of the model range over, finite values only."""
     found: dict[str, Range] = {}
     run = _probe(model, wanted)
@@ -118,6 +123,7 @@ def static(model: Any, left: set[str], ranges: Mapping[str, Range]) -> Any:
     )
     with quiet():
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     ready = quantizer.model.model
     _keep_float(ready.graph, left)
     _give_sums_in_float(ready.graph)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mobilekit.cost.work import QUANTISED
 from mobilekit.errors import BadInputError, UnsupportedError
-from mobilekit.types import Candidate, Network
+from mobilekit.types import Candidate, Network, Untraced
 from mobilekit.types.plan import WEIGHTS_IN_INT8, Activations, QuantSpec
 
 COMPUTING = frozenset({"conv", "conv_transpose", "linear", "add", "mul", "max_pool", "avg_pool", "global_pool"})
@@ -24,7 +24,7 @@ class Selection:
     """Those of them that compute: one that the exporter has put into another may be on the wrong side."""
 
 
-def selection(candidate: Candidate) -> Selection:
+def selection(candidate: Candidate | Untraced) -> Selection:
     """What the candidate's QuantSpec asks of an int8 file; without one, all that the runtime can, statically.
 
     An operator of a kind that no spec lists (an activation that fuses with nothing, a softmax) goes with what is
@@ -33,9 +33,9 @@ def selection(candidate: Candidate) -> Selection:
     Raises BadInputError where the spec names operators that the network does not have, UnsupportedError where it asks
     for int8 at an operator that its treatment of activations does not reach, and where it names none at all.
     """
-    spec, network = candidate.quant, candidate.network
-    if spec is None:
+    if isinstance(candidate, Untraced) or candidate.quant is None:
         return Selection("static", frozenset())
+    spec, network = candidate.quant, candidate.network
     kinds = {operator.name: operator.kind for operator in network.operators}
     unknown = sorted(set(spec.operators) - set(kinds))
     if unknown:

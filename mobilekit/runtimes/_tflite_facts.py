@@ -11,7 +11,7 @@ from typing import Any
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.types import FileFacts, TensorSpec
 
-LAYOUTS = {4: "NHWC", 2: "NC"}
+LAYOUTS = {2: "NC", 3: "NCL", 4: "NHWC", 5: "NCDHW"}
 NOT_COMPUTING = frozenset(
     (
         *("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SHAPE", "CAST", "FILL"),
@@ -60,6 +60,8 @@ def describe(path: Path) -> FileFacts:
 
 def _spec(tensor: Any) -> TensorSpec:
     shape = tuple(int(n) for n in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
+    if tensor.ShapeSignatureLength():  # of other tools' files: ours are static
+        shape = tuple(int(n) for n in tensor.ShapeSignatureAsNumpy())
     quantised = tensor.Quantization()
     has_scale = quantised is not None and quantised.ScaleLength() > 0
     return TensorSpec(

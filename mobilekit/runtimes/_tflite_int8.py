@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobilekit.errors import UnsupportedError
-from mobilekit.runtimes._job import quiet
+from mobilekit.errors import UnsupportedError, first_line
+from mobilekit.runtimes._job import Sample, quiet
 from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tflite_facts import schema
 from mobilekit.runtimes._tflite_tables import packed, unpacked
@@ -19,14 +19,19 @@ from mobilekit.types import Range
 
 
 def quantised(
-    content: bytes, interpreter: Any, selection: Selection, left: set[str], ranges: dict[str, Range]
+    content: bytes,
+    sample: Sample,
+    selection: Selection,
+    left: set[str],
+    ranges: dict[str, Range],
+    float_ends: bool = True,
 ) -> bytes:
-    """The float network in int8, with float32 at both ends; operators that write the tensors `left` stay in float.
+    """The float network in int8; operators that write the tensors `left` stay in float, and both ends if asked.
 
-    `interpreter` runs the same network. `ranges` are those of all tensors, for static activations; otherwise none is
-    read. A linear layer that writes an output of the network writes it in float, and quantises its input by itself:
-    256 values for all logits give the first place to several classes at once. Raises UnsupportedError where a tensor of
-    `left` cannot be told from others.
+    `ranges` are those of all tensors, for static activations, and `sample`, with maps as (1, H, W, C), any that fits;
+    otherwise neither is read. A linear layer that writes an output in float quantises its input by itself: 256 values
+    for all logits give the first place to several classes at once. Raises UnsupportedError where a tensor of `left`
+    cannot be told from others, and where the quantiser fails.
     """
     static = selection.activations == "static"
     model = unpacked(content)
@@ -37,11 +42,17 @@ def quantised(
         from ai_edge_quantizer import quantizer
 
         worker = quantizer.Quantizer(content, _recipe(selection))
-        if static:
+        if float_ends:
+            _leave_ends_float(worker)
+        if static and float_ends:
             _write_sums_in_float(worker, names, _last_linear(model) - left)
         _leave_float(worker, names, left)
-        found = _calibrated(worker, interpreter, ranges) if static else None
-        return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+        try:
+            found = _calibrated(worker, model, sample, ranges) if static else None
+            return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+        # It raises whatever its many passes raise, for subgraphs that it does not follow among others.
+        except Exception as error:
+            raise UnsupportedError(f"ai-edge-quantizer cannot quantise the network: {first_line(error)}") from error
 
 
 def float_tensors(
@@ -66,20 +77,34 @@ def float_tensors(
     return {node.outputs[0] for node in nodes if node.key in keys}
 
 
-def computed(interpreter: Any, sample: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
-    """Float tensors that the network reads and computes for a sample (1, H, W, C), maps also with channels first."""
+def run(interpreter: Any, sample: Sample) -> None:
+    """Run an interpreter on a sample, maps as (1, H, W, C)."""
+    for source, array in zip(interpreter.get_input_details(), sample, strict=True):
+        interpreter.set_tensor(source["index"], array)
+    interpreter.invoke()
+
+
+def computed(interpreter: Any) -> dict[str, tuple[np.ndarray, ...]]:
+    """What an interpreter that keeps every tensor read and wrote in its last run: float32 and int8, the latter as
+    float; maps as they are and as NCHW."""
     found: dict[str, tuple[np.ndarray, ...]] = {}
-    for name, value in _run(interpreter, sample, _watched(interpreter)):
-        found[name] = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
+    for detail in _watched(interpreter):
+        value = interpreter.get_tensor(detail["index"])
+        if detail["dtype"] is np.int8:
+            scale, zero = detail["quantization"]
+            value = (value.astype(np.float32) - zero) * np.float32(scale)
+        found[detail["name"]] = (value, value.transpose(0, 3, 1, 2)) if value.ndim == 4 else (value,)
     return found
 
 
-def measured(interpreter: Any, names: Collection[str], samples: Iterable[np.ndarray]) -> dict[str, Range]:
-    """Smallest and largest finite value of these tensors over all samples (1, H, W, C)."""
+def measured(interpreter: Any, names: Collection[str], samples: Iterable[Sample]) -> dict[str, Range]:
+    """Smallest and largest finite value of these float tensors over all samples, maps as (1, H, W, C)."""
     ranges: dict[str, Range] = {}
-    tensors = [(index, name) for index, name in _watched(interpreter) if name in names]
+    tensors = [detail for detail in _watched(interpreter) if detail["name"] in names]
     for sample in samples:
-        for name, value in _run(interpreter, sample, tensors):
+        run(interpreter, sample)
+        for detail in tensors:
+            name, value = detail["name"], interpreter.get_tensor(detail["index"])
             finite = value if np.isfinite(value.sum()) else value[np.isfinite(value)]
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
             before = ranges.get(name, (low, high))
@@ -87,23 +112,12 @@ def measured(interpreter: Any, names: Collection[str], samples: Iterable[np.ndar
     return ranges
 
 
-def _watched(interpreter: Any) -> list[tuple[int, str]]:
-    """Index and name of every float tensor that is no constant."""
-    source = interpreter.get_input_details()[0]
-    written = {int(i) for operator in interpreter._get_ops_details() for i in operator["outputs"]}
-    return [
-        (detail["index"], detail["name"])
-        for detail in interpreter.get_tensor_details()
-        if detail["dtype"] is np.float32 and (detail["index"] in written or detail["index"] == source["index"])
-    ]
-
-
-def _run(interpreter: Any, sample: np.ndarray, tensors: Iterable[tuple[int, str]]) -> Iterator[tuple[str, np.ndarray]]:
-    """These tensors of one run."""
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample)
-    interpreter.invoke()
-    for index, name in tensors:
-        yield name, interpreter.get_tensor(index)
+def _watched(interpreter: Any) -> list[dict[str, Any]]:
+    """Every float32 or int8 tensor that is no constant."""
+    given = {source["index"] for source in interpreter.get_input_details()}
+    known = given | {int(i) for operator in interpreter._get_ops_details() for i in operator["outputs"]}
+    details = interpreter.get_tensor_details()
+    return [each for each in details if each["index"] in known and each["dtype"] in (np.float32, np.int8)]
 
 
 def _recipe(selection: Selection) -> Any:
@@ -134,13 +148,20 @@ def _write_sums_in_float(worker: Any, names: list[str], ends: set[str]) -> None:
             worker.add_dynamic_config(regex=f"^{re.escape(name)};", operation_name=kind, num_bits=8)
 
 
+def _leave_ends_float(worker: Any) -> None:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        worker.update_quantization_recipe(
+            regex=".*", operation_name=end, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
+
+
 def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
-    """Keep both ends of the network, and the operators that write the tensors `left`, in float."""
+    """Keep the operators that write the tensors `left` in float."""
     from ai_edge_quantizer import qtyping, quantizer
 
     kinds, none = qtyping.TFLOperationName, quantizer.AlgorithmName.NO_QUANTIZE
-    for end in (kinds.INPUT, kinds.OUTPUT):
-        worker.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key=none)
     for name in sorted(left):
         if names.count(name) > 1:
             raise UnsupportedError(f"several tensors of the exported file are called {name}: it cannot stay in float")
@@ -149,13 +170,15 @@ def _leave_float(worker: Any, names: list[str], left: set[str]) -> None:
         worker.update_quantization_recipe(regex=exactly, operation_name=kinds.ALL_SUPPORTED, algorithm_key=none)
 
 
-def _calibrated(worker: Any, interpreter: Any, ranges: dict[str, Range]) -> Any:
+def _calibrated(worker: Any, model: Any, sample: Sample, ranges: dict[str, Range]) -> Any:
     """The quantiser's statistics with these ranges in them."""
-    ((signature, names),) = interpreter.get_signature_list().items()
-    # One sample, of whatever values, gives the form of the result. The quantiser's own ranges would be a moving
-    # average over samples (0.95), which cuts off what only some of them reach.
-    sample = np.zeros(interpreter.get_input_details()[0]["shape"], np.float32)
-    found = worker.calibrate({signature: [{names["inputs"][0]: sample}]}, num_threads=1)
+    (signature,) = model.signatureDefs
+    graph = model.subgraphs[0]
+    order = {int(tensor): position for position, tensor in enumerate(graph.inputs)}
+    given = {each.name.decode(): sample[order[int(each.tensorIndex)]] for each in signature.inputs}
+    # One sample gives the form of the result. The quantiser's own ranges would be a moving average over samples
+    # (0.95), which cuts off what only some of them reach.
+    found = worker.calibrate({signature.signatureKey.decode(): [given]}, num_threads=1)
     for name, (low, high) in ranges.items():
         entry = found.get(name, {})
         if "min" in entry and entry["min"].size == 1:

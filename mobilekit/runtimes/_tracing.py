@@ -50,8 +50,8 @@ class OperatorValue:
     value: np.ndarray
 
 
-def node_values(module: torch.nn.Module, sample: np.ndarray) -> list[NodeValue]:
-    """Every tensor of the module's graph for one sample (1, C, H, W), its input included, in order."""
+def node_values(module: torch.nn.Module, sample: Sequence[np.ndarray]) -> list[NodeValue]:
+    """Every tensor of the module's graph for one sample (an array for each input), inputs included, in order."""
     return [NodeValue(node.name, value) for node, value in _recorded(_program(module, sample), sample)]
 
 
@@ -59,30 +59,32 @@ def operator_values(module: torch.nn.Module, sample: np.ndarray) -> list[Operato
     """What every operator of the traced module computes for one sample (1, C, H, W), in order."""
     from mobilekit.network.rules import follow
 
-    program = _program(module, sample)
+    program = _program(module, (sample,))
     sources = follow(program).sources
     return [
         OperatorValue(sources[node], value)
-        for node, value in _recorded(program, sample)
+        for node, value in _recorded(program, (sample,))
         if sources.get(node, INPUT) != INPUT
     ]
 
 
-def _program(module: torch.nn.Module, sample: np.ndarray) -> torch.export.ExportedProgram:
+def _program(module: torch.nn.Module, sample: Sequence[np.ndarray]) -> torch.export.ExportedProgram:
     import torch
 
     from mobilekit.network.observation import exported
 
-    return exported(module, (torch.from_numpy(sample),))
+    return exported(module, tuple(torch.from_numpy(array) for array in sample))
 
 
-def _recorded(program: torch.export.ExportedProgram, sample: np.ndarray) -> list[tuple[torch.fx.Node, np.ndarray]]:
+def _recorded(
+    program: torch.export.ExportedProgram, sample: Sequence[np.ndarray]
+) -> list[tuple[torch.fx.Node, np.ndarray]]:
     import torch
 
     from mobilekit.network.observation import watched
 
     found: list[tuple[torch.fx.Node, np.ndarray]] = []
-    inputs = (torch.from_numpy(sample),)
+    inputs = tuple(torch.from_numpy(array) for array in sample)
     watched(program, inputs, lambda node, value: found.append((node, value.detach().float().numpy().copy())))
     return found
 

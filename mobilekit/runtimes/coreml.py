@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,21 +14,28 @@ from mobilekit.errors import BadInputError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts, _mil_program
-from mobilekit.runtimes._coreml_int8 import placement, with_rounded_tensors
+from mobilekit.runtimes._coreml_int8 import INT8_KINDS, placement, with_rounded_tensors
 from mobilekit.runtimes._coreml_weights import with_int8_weights
-from mobilekit.runtimes._job import private_copy, quiet, refuse_unknown
-from mobilekit.runtimes._selection import selection
+from mobilekit.runtimes._job import (
+    Source,
+    private_copy,
+    quiet,
+    refuse_other_counts,
+    refuse_quantised_ends,
+    refuse_unknown,
+)
+from mobilekit.runtimes._selection import Selection, selection
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
-if TYPE_CHECKING:
-    import torch
-
-TARGET, ROUNDING_TARGET = "iOS16", "iOS17"
-"""The oldest systems that a file is for; quantise operations came with the second."""
+OLDEST_IOS, USUAL_IOS = 15, 16
+FIRST_IOS_WITH_INT8, FIRST_IOS_IN_INT8 = 16, 17
+"""Programs can hold int8 weights since the first, and quantise operations since the second."""
+MOST_BATCH = 64
+"""Core ML wants a bound for an axis that is left open."""
 
 
 class Coreml:
-    """Writes ML Programs for iOS 16 or newer through torch.export; off macOS they are evaluated, not executed.
+    """Writes ML Programs for iOS 15 to 18 through torch.export; off macOS they are evaluated, not executed.
 
     >>> Coreml().suffix
     '.mlpackage'
@@ -50,36 +57,42 @@ class Coreml:
         return None
 
     def supports(self, shape: OperatorShape, precision: Precision) -> str | None:
-        """None where Core ML has the operator in this precision, else the reason.
-
-        int8 is a matter of weights here, so only operators that have weights can be int8.
-        """
-        if precision == "int8" and shape.kind not in ("conv", "linear"):
-            return f"Core ML files hold int8 weights only, and an operator of kind {shape.kind} has none"
+        """None where Core ML has the operator in this precision, else the reason."""
+        if precision == "int8" and shape.kind not in INT8_KINDS:
+            kind = shape.activation if shape.kind == "activation" and shape.activation else shape.kind
+            return f"Core ML has no int8 form of {kind}: it stays in half precision"
         return None
 
     def export(self, job: ExportJob) -> None:
-        """Write a package folder: static batch 1, float32 NCHW multi-array in, float32 out.
+        """Write a package folder: static batch 1, float32 multi-arrays in and out as PyTorch has them.
 
         fp16 computes in half precision. int8 is the fp16 program with symmetric int8 weights, a scale per output
-        channel: activations and biases stay fp16, so no calibration is needed and it is smaller, not necessarily
-        faster. That is the weight-only QuantSpec, and what is written for a static one too; operators with weights
-        that the spec leaves in float keep fp16 weights.
+        channel, and is what `candidate.quant` says (None: the whole network, static). Static, for iOS 17 or newer:
+        quantise and dequantise operations with the spec's ranges around convolutions, linear layers, sums and pools;
+        what else there is stays in half precision. Weight-only: nothing but the weights is int8, so that the file is
+        smaller, not necessarily faster. Operators that the spec leaves in float keep fp16 weights.
 
-        Raises UnsupportedError where the network cannot be converted, and for dynamic int8, which Core ML has not.
+        Raises UnsupportedError where the network cannot be converted as asked, and for dynamic int8, which Core ML has
+        not; BadInputError where static int8 has no calibration.
         """
         refuse_unknown("Core ML", job.precision, self.precisions)
         missing = self.unavailable()
         if missing:
             raise UnsupportedError(missing)
+        refuse_quantised_ends("Core ML", job)
         choice = selection(job.candidate) if job.precision == "int8" else None
         if choice is not None and choice.activations == "dynamic":
             raise UnsupportedError("Core ML has no dynamic int8: ask for weight-only int8 (activations: float)")
-        module, example = private_copy(job)
-        rounds = choice is not None and choice.activations == "static"
-        model = _converted(module, example, job.precision, ROUNDING_TARGET if rounds else TARGET)
+        needed, ios = _needed(choice), job.options.ios
+        if ios is not None and ios < needed:
+            what = "compute in int8" if needed == FIRST_IOS_IN_INT8 else "hold int8 weights"
+            raise UnsupportedError(
+                f"Core ML files for iOS {ios} cannot {what}: ask for iOS {needed} or newer, or for fp16"
+            )
+        source = private_copy(job)
+        model = _converted(source, job.precision, ios or max(needed, USUAL_IOS))
         if choice is not None:
-            place = placement(model, job, module, choice)
+            place = placement(model, job, source.network, choice)
             if place.scales:
                 model = with_rounded_tensors(model, place.scales)
             with quiet(native=True):
@@ -100,8 +113,8 @@ class Coreml:
     def open(self, path: Path) -> Session:
         """A session of the saved file, by Core ML on macOS and by `_mil_evaluator` elsewhere; one sample at a time.
 
-        The first input and the first output count. Raises BadInputError where the file cannot be read, and
-        UnsupportedError where its program has operators that the evaluator lacks.
+        Raises BadInputError where the file cannot be read, and UnsupportedError where its program has operators that
+        the evaluator lacks.
         """
         missing = self.unavailable()
         if missing:
@@ -113,21 +126,42 @@ class Coreml:
 
         return _session(program, Evaluator(program).evaluate)
 
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Every float tensor that the program computes for a sample, by mobilekit's own evaluator on every system."""
+        from mobilekit.runtimes._mil_evaluator import Evaluator
+
+        evaluator = Evaluator(_mil_program.read(path))
+        names = [tensor.name for tensor in evaluator.program.inputs]
+        found = evaluator.tensors(dict(zip(names, sample, strict=True)))
+        return {name: (value,) for name, value in found.items() if value.dtype == np.float32}
+
     def sketch(self, network: Network, path: Path) -> None:
         """Always raises UnsupportedError: there is nothing here to time it with."""
         raise UnsupportedError("Core ML networks cannot be timed off macOS; use a profile fitted to an Apple device")
 
 
+def _needed(choice: Selection | None) -> int:
+    """The oldest iOS whose programs can hold such a file."""
+    if choice is None:
+        return OLDEST_IOS
+    return FIRST_IOS_IN_INT8 if choice.activations == "static" else FIRST_IOS_WITH_INT8
+
+
 def _session(
     program: _mil_program.Program, carry_out: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 ) -> Session:
-    """A program that takes and gives arrays by name, fed one sample at a time."""
-    source, result = program.inputs[0].name, program.outputs[0].name
+    """A program that takes and gives arrays by name; batches are fed one sample at a time."""
+    inputs = [tensor.name for tensor in program.inputs]
+    outputs = [tensor.name for tensor in program.outputs]
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        batch = np.ascontiguousarray(batch, dtype=np.float32)
-        rows = [carry_out({source: batch[i : i + 1]})[result] for i in range(len(batch))]
-        return np.asarray(np.concatenate(rows), np.float32)
+    def run(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+        refuse_other_counts(batches, inputs)
+        given = [np.ascontiguousarray(batch, dtype=np.float32) for batch in batches]
+        rows = []
+        for i in range(len(given[0])):
+            found = carry_out({name: batch[i : i + 1] for name, batch in zip(inputs, given, strict=True)})
+            rows.append([np.asarray(found[name], np.float32) for name in outputs])
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
     return run
 
@@ -146,7 +180,7 @@ def _core_ml(path: Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarr
     return predict
 
 
-def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precision, target: str) -> Any:
+def _converted(source: Source, precision: Precision, ios: int) -> Any:
     """The network as a coremltools MLModel that is not loaded."""
     import torch
 
@@ -154,12 +188,17 @@ def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precis
         import coremltools
 
         try:
-            program = torch.export.export(module, (example,)).run_decompositions({})
+            exported = torch.export.export(source.module, source.inputs, dynamic_shapes=source.dynamic_shapes)
+            program = exported.run_decompositions({})
+            first = coremltools.RangeDim(1, MOST_BATCH, default=1) if source.open_batch else 1
             return coremltools.convert(
                 program,
-                inputs=[coremltools.TensorType(name="input", shape=tuple(example.shape), dtype=np.float32)],
-                outputs=[coremltools.TensorType(name="output", dtype=np.float32)],
-                minimum_deployment_target=getattr(coremltools.target, target),
+                inputs=[
+                    coremltools.TensorType(name=name, shape=(first, *value.shape[1:]), dtype=np.float32)
+                    for name, value in zip(source.input_names, source.inputs, strict=True)
+                ],
+                outputs=[coremltools.TensorType(name=name, dtype=np.float32) for name in source.outputs],
+                minimum_deployment_target=getattr(coremltools.target, f"iOS{ios}"),
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
                 skip_model_load=True,
             )

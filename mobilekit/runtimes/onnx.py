@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,25 +16,25 @@ from mobilekit.interfaces import Session
 from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch, _onnx_weights
 from mobilekit.runtimes._job import (
     MOST_SAMPLES,
+    Source,
     calibration_samples,
     private_copy,
     quiet,
     ranges_of,
+    refuse_other_counts,
+    refuse_quantised_ends,
     refuse_unknown,
     telling_sample,
 )
-from mobilekit.runtimes._onnx_graph import OPSET
+from mobilekit.runtimes._onnx_opset import OLDEST_EXPORTED, to_opset_17
 from mobilekit.runtimes._onnx_registry import keep_operators
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
-if TYPE_CHECKING:
-    import torch
-
 
 class Onnx:
-    """Writes opset 20 files through torch.export, and runs them on one CPU thread.
+    """Writes files of opset 17 to 22 through torch.export, and runs them on one CPU thread.
 
     >>> Onnx().suffix
     '.onnx'
@@ -57,7 +58,7 @@ class Onnx:
         return _onnx_sketch.int8_refusal(shape) if precision == "int8" else None
 
     def export(self, job: ExportJob) -> None:
-        """Write one file without external data: static batch 1, float32 NCHW in, float32 out, batch norm folded.
+        """Write one file without external data: static batch 1, float32 in PyTorch's layout, batch norm folded.
 
         int8 has symmetric int8 weights with a scale per output channel, and is what `candidate.quant` says (None: the
         whole network, static). Static: quantise nodes around every operator that the spec names and ONNX Runtime has in
@@ -71,11 +72,12 @@ class Onnx:
         calibration.
         """
         refuse_unknown("ONNX", job.precision, self.precisions)
-        module, example = private_copy(job)
+        refuse_quantised_ends("ONNX", job)
+        source = private_copy(job)
         if job.precision != "int8":
-            content = _float_model(module, example).SerializeToString(deterministic=True)
+            content = _float_model(source, job.options.opset).SerializeToString(deterministic=True)
         else:
-            content = _int8_content(job, module, example)
+            content = _int8_content(job, source)
         with appearing(Path(job.path)) as draft:
             draft.write_bytes(content)
 
@@ -84,18 +86,30 @@ class Onnx:
         return _onnx_facts.describe(path)
 
     def open(self, path: Path) -> Session:
-        """A session on one thread of the CPU; batches are fed one sample at a time."""
+        """A session on one thread of the CPU; batches are fed whole to a file with an open batch, else by sample."""
         session = start_session(path)
-        (source, *_), (result, *_) = session.get_inputs(), session.get_outputs()
+        open_batch = not isinstance(session.get_inputs()[0].shape[0], int)
+        inputs = [source.name for source in session.get_inputs()]
+        outputs = [result.name for result in session.get_outputs()]
 
-        def run(batch: np.ndarray) -> np.ndarray:
-            batch = np.ascontiguousarray(batch, dtype=np.float32)
-            rows: list[np.ndarray] = [
-                session.run([result.name], {source.name: batch[i : i + 1]})[0] for i in range(len(batch))
-            ]
-            return np.concatenate(rows)
+        def run(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+            refuse_other_counts(batches, inputs)
+            given = [np.ascontiguousarray(batch, dtype=np.float32) for batch in batches]
+            rows: list[list[np.ndarray]] = []
+            size = len(given[0]) if open_batch else 1
+            for i in range(0, len(given[0]), size):
+                feed = {name: batch[i : i + size] for name, batch in zip(inputs, given, strict=True)}
+                rows.append(session.run(outputs, feed))
+            return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
         return run
+
+    def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Every float tensor that the file computes for a sample, its graph taken as it is written."""
+        import onnx
+
+        with quiet():
+            return _onnx_int8.tensors(onnx.shape_inference.infer_shapes(onnx.load(str(path))), tuple(sample))
 
     def sketch(self, network: Network, path: Path) -> None:
         """Write a model of this network's structure with random weights, for timing; needs no torch.
@@ -130,7 +144,7 @@ def start_session(path: Path) -> Any:
         raise BadInputError(f"ONNX Runtime cannot open {path}: {error}; export it again") from None
 
 
-def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
+def _float_model(source: Source, opset: int) -> Any:
     """The network as a float32 onnx.ModelProto without the exporter's notes (they hold paths of this machine)."""
     import torch
 
@@ -138,13 +152,14 @@ def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
-                (example,),
+                source.module,
+                source.inputs,
                 dynamo=True,
                 optimize=True,
-                opset_version=OPSET,
-                input_names=["input"],
-                output_names=["output"],
+                opset_version=max(opset, OLDEST_EXPORTED),
+                dynamic_shapes=source.dynamic_shapes,
+                input_names=list(source.input_names),
+                output_names=list(source.outputs),
                 verbose=False,
             )
             assert program is not None  # noqa: S101  (only dynamo=False returns None)
@@ -160,6 +175,8 @@ def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
         named.doc_string = ""
     del model.graph.value_info[:]
     del model.functions[:]
+    if opset < OLDEST_EXPORTED:
+        to_opset_17(model)
     return model
 
 
@@ -192,26 +209,25 @@ def _pool_globally(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _int8_content(job: ExportJob, module: torch.nn.Module, example: torch.Tensor) -> bytes:
+def _int8_content(job: ExportJob, source: Source) -> bytes:
     """The network's int8 file."""
     choice = selection(job.candidate)
-    model = _float_model(module, example)
+    model = _float_model(source, job.options.opset)
     with tempfile.TemporaryDirectory() as folder:
         ready = _onnx_int8.prepared(model, Path(folder))
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, tuple[np.ndarray, ...]] = {}
     left: set[str] = set()
     if choice.activations == "static" or choice.kept_float:
         sample = telling_sample(job)
-        tensors = _onnx_int8.computed(ready, sample)
+        tensors = _onnx_int8.tensors(ready, sample)
     if choice.kept_float:
-        left = _onnx_int8.float_nodes(ready, choice, operator_values(module, sample), tensors)
+        left = _onnx_int8.float_nodes(ready, choice, operator_values(source.network, sample[0]), tensors)
     if choice.activations == "dynamic":
         quantised = _onnx_weights.dynamic(ready, left)
     elif choice.activations == "float":
         quantised = _onnx_weights.weight_only(ready, left)
     else:
-        known = {name: (value,) for name, value in tensors.items()}
-        ranges = tensor_ranges(known, node_values(module, sample), ranges_of(job, module))
+        ranges = tensor_ranges(tensors, node_values(source.network, sample), ranges_of(job, source.network))
         taken_apart = tensors.keys() - ranges.keys()  # by the exporter: no tensors of the module
         if taken_apart:
             ranges |= _onnx_int8.measured(ready, taken_apart, calibration_samples(job, MOST_SAMPLES))

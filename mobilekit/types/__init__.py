@@ -11,7 +11,16 @@ from mobilekit.types.device import (
     Validation,
 )
 from mobilekit.types.measurement import BenchModel, BenchRequest, BenchResult, Failure, Measurement, OperatorTime
-from mobilekit.types.models import ExportedModel, ExportJob, FileFacts, Parity, TensorSpec
+from mobilekit.types.models import (
+    ExportedModel,
+    ExportJob,
+    ExportOptions,
+    FileFacts,
+    Parity,
+    ParityCheck,
+    ProbeKind,
+    TensorSpec,
+)
 from mobilekit.types.network import (
     INPUT_GROUP,
     Axis,
@@ -37,6 +46,7 @@ from mobilekit.types.plan import (
     Range,
     RejectedOption,
     Together,
+    Untraced,
 )
 from mobilekit.types.report import (
     Finding,
@@ -70,6 +80,7 @@ __all__ = [
     "DeviceProfile",
     "Estimate",
     "ExportJob",
+    "ExportOptions",
     "ExportedModel",
     "Failure",
     "FileFacts",
@@ -93,10 +104,12 @@ __all__ = [
     "Option",
     "Origin",
     "Parity",
+    "ParityCheck",
     "Plan",
     "PlanRow",
     "Positive",
     "Precision",
+    "ProbeKind",
     "Producer",
     "Provenance",
     "QuantSpec",
@@ -109,6 +122,7 @@ __all__ = [
     "StageRow",
     "TensorSpec",
     "Together",
+    "Untraced",
     "Validation",
     "Value",
     "within",

@@ -7,15 +7,37 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from mobilekit.types.plan import Candidate
+from mobilekit.types.plan import Candidate, Untraced
 from mobilekit.types.values import Precision, RuntimeName, Value
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+
+
+ProbeKind = Literal["calibration", "random", "zeros", "constant", "saturating"]
+
+
+class ParityCheck(Value):
+    """A file beside the PyTorch candidate on inputs of one kind: of its outputs, the one that is furthest."""
+
+    kind: ProbeKind
+    """`calibration`: real inputs (noise where there are none). `random`: uniform in their range. `constant`: their
+    smallest and their largest value everywhere. `saturating`: ten times as large as random ones."""
+    output: str
+    sqnr_db: float | None
+    """None: bit for bit equal, or nothing but zeros."""
+    judged_db: float | None
+    """The error beside the larger of two powers, the output's own here and on calibration inputs: an output that is
+    all but zero here has no SQNR to speak of. None: no error at all."""
+    cosine: float | None
+    top1_agreement: float | None
+    max_abs_error: float
+    samples: int
 
 
 class Parity(Value):
-    """How close an exported file's outputs are to the PyTorch candidate's."""
+    """How close an exported file's outputs are to the PyTorch candidate's on calibration inputs, and on others."""
 
     status: Literal["executed", "evaluated", "structure-only", "unchecked"]
     """Run by the format's own engine; carried out by mobilekit; only read back (`note` says why); not even that."""
@@ -26,6 +48,8 @@ class Parity(Value):
     max_abs_error: float | None = None
     samples: int = 0
     note: str = ""
+    checks: tuple[ParityCheck, ...] = ()
+    """One for each kind of inputs, calibration inputs first; empty where the file was not run."""
 
 
 class TensorSpec(Value):
@@ -33,8 +57,11 @@ class TensorSpec(Value):
 
     name: str
     shape: tuple[int, ...]
+    """As the file has it; -1 for an axis that is left open."""
     dtype: str
     layout: str
+    """Order of the file's axes, in the letters of PyTorch's order (NC, NCL, NCHW, NCDHW): what says NHWC has PyTorch's
+    axis 1 last. Empty for other ranks, which are as PyTorch has them."""
     scale: float | None = None
     zero_point: int | None = None
 
@@ -63,14 +90,39 @@ class ExportedModel(Value):
     parity: Parity
 
 
+class ExportOptions(Value):
+    """How a file is written where there is a choice; what a format does not have is nothing to it.
+
+    >>> ExportOptions(opset=17).io
+    'float'
+    """
+
+    opset: int = Field(default=20, ge=17, le=22)
+    """Of ONNX files."""
+    ios: int | None = Field(default=None, ge=15, le=18)
+    """The oldest iOS that runs Core ML files; None: 16, or 17 where they compute in int8."""
+    dynamic_batch: bool = False
+    """Whether the first axis of all inputs and outputs is left open; else it is 1."""
+    io: Literal["float", "int8"] = "float"
+    """Type of an int8 file's inputs and outputs: float32, or int8 with the scales that the file states."""
+
+
 @dataclass(frozen=True)
 class ExportJob:
     """What a runtime is asked to write.
 
-    `calibration` are input batches (N, C, H, W) float32 that fix int8 ranges; empty for float precisions.
+    `calibration` are float32 input batches that fix int8 ranges: an array, or a tuple of arrays where the network has
+    several inputs; empty for float precisions.
     """
 
-    candidate: Candidate
+    candidate: Candidate | Untraced
     precision: Precision
     path: str
-    calibration: tuple[np.ndarray, ...] = field(default=())
+    calibration: tuple[np.ndarray | tuple[np.ndarray, ...], ...] = field(default=())
+    options: ExportOptions = field(default_factory=ExportOptions)
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """An example of each input of the network."""
+        known = self.candidate
+        return (known.example_input,) if isinstance(known, Candidate) else known.inputs

@@ -209,3 +209,15 @@ class Candidate:
     def after(self, option: Option, **changes: Any) -> Candidate:
         """The candidate after one more option."""
         return replace(self, history=(*self.history, option), **changes)
+
+
+@dataclass(frozen=True)
+class Untraced:
+    """A network that is exported as it is and nothing else: any number of tensors in and out, no operators known.
+
+    In int8 it is quantised as a whole, statically.
+    """
+
+    module: torch.nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    """An example of each input, batch 1."""
