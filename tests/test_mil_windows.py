@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 pytest.importorskip("coremltools")
 from mil_programs import Build, carried_out, computed, mb
 
-FEW = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    deadline=None,
+    max_examples=5,
+    phases=(Phase.explicit, Phase.generate),  # shrinking would save hundreds of programs
+    suppress_health_check=list(HealthCheck),
+)
 """Examples are lists of cases: saving a program takes longer than carrying it out."""
 PAD_TYPES = ("valid", "same", "same_lower", "custom")
 Pads = list[tuple[int, int]]
