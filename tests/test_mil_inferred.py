@@ -205,6 +205,10 @@ INFERRED: dict[str, tuple[Build, list[np.ndarray]]] = {
         ),
         [X],
     ),
+    "quantize halves": (
+        lambda x: mb.quantize(input=x, scale=np.float32(1), zero_point=np.int8(3), output_dtype="int8"),
+        [np.arange(-3, 3.5, 0.5, dtype=np.float32)],
+    ),
     "quantize around zero": (lambda x: mb.quantize(input=x, scale=np.float32(0.02), output_dtype="int8"), [X]),
 }
 """Name -> operator and inputs, where coremltools can tell the result."""
