@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mobilekit import documents
 from mobilekit.errors import BadInputError
-from mobilekit.types import Calibration, Candidate, Network
+from mobilekit.types import Calibration, Candidate, Network, Preprocessing
 
 CALIBRATION_SAMPLES = 512
 RANDOM_SAMPLES = 32
@@ -54,7 +55,7 @@ class Workload:
     labelled: bool
     evaluate: Callable[[nn.Module], float] | None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    preprocessing: dict[str, Any] | None
+    preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
     accuracy_kind: str
     data: str
@@ -279,16 +280,19 @@ def _checked_inputs(batch: Any, example: torch.Tensor, where: str) -> torch.Tens
     return batch.float()
 
 
-def _preprocessing(module: ModuleType, spec: str) -> dict[str, Any] | None:
-    """Goes into JSON files as it is."""
+def _preprocessing(module: ModuleType, spec: str) -> Preprocessing | None:
+    """Known keys are checked, and others kept as they are: all go into JSON files."""
     value = _call(module, spec, "preprocessing")
+    where = f"preprocessing() in '{spec}'"
     try:
-        json.dumps(value, allow_nan=False)
+        plain = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        value = ()
-    if value is not None and not isinstance(value, dict):
-        raise BadInputError(f"preprocessing() in '{spec}' must return a dict of plain numbers, strings and lists")
-    return value
+        plain, value = "", ()
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadInputError(f"{where} must return a dict of plain numbers, strings and lists")
+    return documents.parse(plain.encode(), Preprocessing, f"what {where} returns")
 
 
 def _labels(module: ModuleType, spec: str) -> tuple[str, ...] | None:

@@ -135,10 +135,10 @@ def write_manifest(store: Store, candidate: Candidate, models: list[ExportedMode
     manifest.write(
         store,
         models,
-        inputs,
-        outputs(candidate.module, torch.from_numpy(inputs)),
-        preprocessing=workload.preprocessing,
-        labels=workload.labels,
+        {"input": inputs},
+        {"output": outputs(candidate.module, torch.from_numpy(inputs))},
+        workload=workload,
+        quantisation=candidate.quant,
     )
 
 
