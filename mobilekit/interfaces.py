@@ -89,7 +89,11 @@ class Runtime(Protocol):
         ...
 
     def open(self, path: Path) -> Session:
-        """Open the file for execution here. Raises UnsupportedError where this machine cannot run it."""
+        """Open the file for execution here. Raises UnsupportedError where this machine cannot run it.
+
+        For files that mobilekit wrote: native code may crash on a damaged one. Other people's run in a process of their
+        own (`Device.run`).
+        """
         ...
 
     def sketch(self, network: Network, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from mobilekit import documents
 from mobilekit.errors import BadInputError, StorageError
 from mobilekit.files import appearing, disk
 
@@ -125,8 +126,8 @@ class Store:
         target = self.path(name)
         if not target.exists():
             return []
-        with disk(target):
-            lines = target.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        content = documents.content(target, f"'{target}'")
+        lines = content.decode("utf-8", errors="replace").split("\n")[:-1]
         found = []
         for number, line in enumerate(lines, 1):
             try:

@@ -124,6 +124,8 @@ def unpack(package: Path, out: Path | None = None) -> Unpacked:
     one, and StorageError where the disk does not take the model; nothing half-written is left.
     """
     try:
+        if package.exists() and not package.is_file():
+            raise BadInputError(f"cannot unpack '{package}': it is no plain file")
         stream = package.open("rb")
     except OSError as error:
         raise BadInputError(f"cannot read '{package}': {error.strerror}") from error

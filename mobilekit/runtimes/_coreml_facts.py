@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mobilekit.documents import short
 from mobilekit.errors import BadInputError
 from mobilekit.runtimes._job import quiet
 from mobilekit.types import FileFacts, TensorSpec
@@ -31,11 +32,18 @@ def describe(path: Path) -> FileFacts:
         try:
             description = coremltools.utils.load_spec(str(path))
         except (OSError, DecodeError, ValueError, RuntimeError) as error:
-            raise BadInputError(f"cannot read {path} as a Core ML package ({error}); export it again") from None
+            said = short(str(error))
+            raise BadInputError(f"cannot read {path} as a Core ML package ({said}); export it again") from None
     functions = description.mlProgram.functions
     if "main" not in functions:
         raise BadInputError(f"{path} holds no ML Program; export it again")
-    main = functions["main"]
+    try:
+        return _facts(functions["main"])
+    except (LookupError, ValueError) as error:  # a value that nothing writes, a type that there is not
+        raise BadInputError(f"{path} is a damaged Core ML package ({short(str(error))}); export it again") from None
+
+
+def _facts(main: Any) -> FileFacts:
     block = main.block_specializations[main.opset]
     written = {value.name: value for operation in block.operations for value in operation.outputs}
     return FileFacts(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError, first_line
+from mobilekit.documents import short
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
@@ -81,9 +82,12 @@ class Onnx:
 
         def run(batch: np.ndarray) -> np.ndarray:
             batch = np.ascontiguousarray(batch, dtype=np.float32)
-            rows: list[np.ndarray] = [
-                session.run([result.name], {source.name: batch[i : i + 1]})[0] for i in range(len(batch))
-            ]
+            try:
+                rows: list[np.ndarray] = [
+                    session.run([result.name], {source.name: batch[i : i + 1]})[0] for i in range(len(batch))
+                ]
+            except Exception as error:  # its errors have no type in common
+                raise MobilekitError(f"ONNX Runtime cannot run {path}: {short(first_line(error))}") from error
             return np.concatenate(rows)
 
         return run
@@ -109,16 +113,19 @@ class Onnx:
 def start_session(path: Path) -> Any:
     """An onnxruntime session on one thread. Raises BadInputError where the file cannot be read."""
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (state.NoSuchFile, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail) as error:
-        raise BadInputError(f"ONNX Runtime cannot open {path}: {error}; export it again") from None
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Its errors have no type in common, and the text of one about a damaged name cannot even be decoded.
+    except Exception as error:
+        raise BadInputError(f"ONNX Runtime cannot open {path}: {short(first_line(error))}; export it again") from error
+    if not session.get_inputs() or not session.get_outputs():
+        raise BadInputError(f"{path} has no inputs or no outputs; export it again")
+    return session
 
 
 def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:

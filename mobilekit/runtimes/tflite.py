@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError, first_line
+from mobilekit.documents import short
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _tflite_facts, _tflite_int8, _tflite_sketch
@@ -98,11 +99,14 @@ class Tflite:
 
         def run(batch: np.ndarray) -> np.ndarray:
             rows = []
-            for i in range(len(batch)):
-                sample = _to_file(np.asarray(batch[i : i + 1], np.float32), source)
-                interpreter.set_tensor(source["index"], sample)
-                interpreter.invoke()
-                rows.append(_from_file(interpreter.get_tensor(result["index"]), result))
+            try:
+                for i in range(len(batch)):
+                    sample = _to_file(np.asarray(batch[i : i + 1], np.float32), source)
+                    interpreter.set_tensor(source["index"], sample)
+                    interpreter.invoke()
+                    rows.append(_from_file(interpreter.get_tensor(result["index"]), result))
+            except (ValueError, RuntimeError) as error:
+                raise MobilekitError(f"LiteRT cannot run {path}: {short(first_line(error))}") from error
             return np.concatenate(rows)
 
         return run
@@ -129,7 +133,10 @@ def start_interpreter(path: Path, keep_all: bool = False) -> Any:
             interpreter = Interpreter(model_path=str(path), num_threads=1, experimental_preserve_all_tensors=keep_all)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise BadInputError(f"LiteRT cannot open {path}: {error}; export it again") from None
+            said = short(first_line(error))
+            raise BadInputError(f"LiteRT cannot open {path}: {said}; export it again") from None
+    if not interpreter.get_input_details() or not interpreter.get_output_details():
+        raise BadInputError(f"{path} has no inputs or no outputs; export it again")
     return interpreter
 
 
