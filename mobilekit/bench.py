@@ -243,6 +243,7 @@ def row(measurement: Measurement, clock: Clock, line: int) -> MeasurementRow:
         samples=len(measurement.samples_ms),
         file="measurements.jsonl",
         line=line,
+        compute_unit=measurement.compute_unit,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mobilekit.errors import BadInputError
+from mobilekit.errors import BadInputError, one_line
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -71,9 +71,7 @@ def sentence(error: ValidationError) -> str:
 
 def short(text: str, most: int = LONGEST) -> str:
     """At most so many characters of a text, in one line that any terminal can show."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= most else line[: most - 3] + "..."
+    return one_line(text, most)
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -107,6 +107,7 @@ def test_another_run_of_the_same_file_is_another_row(folder: Path) -> None:
     pipeline.import_result(told(folder.parent, example(started_at="2026-05-04T11:15:30+02:00")), folder)
     pipeline.import_result(told(folder.parent, example(compute_unit="gpu")), folder)
     assert [row["line"] for row in rows(folder)][-3:] == [1, 2, 3]
+    assert "Google Pixel 4 (SM8150), gpu" in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_line_whose_report_was_not_written_is_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

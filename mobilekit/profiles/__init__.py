@@ -45,7 +45,8 @@ def load(name_or_path: str | Path) -> DeviceProfile:
         near = difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.4)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise BadInputError(
-            f"unknown profile '{text}'{hint}: choose one of {', '.join(known)}, or give the path of a .json file"
+            f"unknown profile '{text}'{hint}: choose one that `mobilekit profile list` shows, or give the path of a "
+            ".json file"
         )
     return _parse((resources.files(__name__) / f"{text}.json").read_bytes(), f"shipped profile '{text}'")
 

@@ -61,6 +61,8 @@ class MeasurementRow(Value):
     samples: int
     file: str
     line: int
+    compute_unit: str | None = None
+    """The one that was used; None: an older report does not say."""
 
 
 class ModelRow(Value):
