@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -82,7 +83,7 @@ def twisted(rng: random.Random, document: Any) -> str:
         elif way == 3 and isinstance(holder[key], int | float):
             holder[key] *= rng.choice((-1, 1e3, 1e12, 1e-12, 0))
         else:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copy.deepcopy(rng.choice(VALUES))  # a later change must not reach the next case
     return json.dumps(document)
 
 

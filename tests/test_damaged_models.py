@@ -50,12 +50,11 @@ def edited_tflite(source: Path, edit: Edit, target: Path) -> Path:
     return target
 
 
-def no_biases(model: Any) -> None:
-    """LiteRT reads the bias of an int8 convolution without looking whether it is there."""
-    graph = model.subgraphs[0]
-    for tensor in graph.tensors:
-        if tensor.type == schema().TensorType.INT32 and model.buffers[tensor.buffer].data is not None:
-            model.buffers[tensor.buffer].data = None
+def one_operator_twice(model: Any) -> None:
+    """LiteRT 2.3 crashes while it runs this."""
+    operators = model.subgraphs[0].operators
+    convolution = next(o for o in operators if len(o.inputs) == 3)
+    operators[-1] = convolution
 
 
 def unknown_type(graph: Any) -> None:
@@ -116,12 +115,13 @@ def test_a_crash_of_the_runtime_is_a_failure_and_the_others_are_measured(
     sketches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "COMPARE", {**bench.COMPARE, "max_seconds": 0.2})
-    edited_tflite(sketches / "net.tflite", no_biases, tmp_path / "crashes.tflite")
+    edited_tflite(sketches / "net.tflite", one_operator_twice, tmp_path / "crashes.tflite")
     (tmp_path / "sound.tflite").write_bytes((sketches / "net.tflite").read_bytes())
     found, (failure,) = pipeline.measure_files([tmp_path], "host", runs=3)
     assert [m.model for m in found] == ["sound.tflite"]
     assert failure.subject == "crashes.tflite"
     assert failure.remedy
+    assert failure.message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes with names there")
@@ -138,6 +138,19 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         packing.unpack(tmp_path / "net.mkpack")
     with pytest.raises(BadInputError, match="no plain file"):
         Store(tmp_path).lines("lines.jsonl")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_to_themselves_are_refused(sketches: Path, tmp_path: Path) -> None:
+    loop = tmp_path / "net.onnx"
+    package = Path(packing.pack(sketches / "net.onnx", tmp_path / "net.mkpack").package)
+    loop.symlink_to(loop)
+    with pytest.raises(BadInputError, match="exists and is another model"):
+        packing.unpack(package)
+    with pytest.raises(BadInputError, match="there is no"):
+        packing.pack(loop)
+    (failure,) = pipeline.measure_files([tmp_path], "host", runs=3)[1]
+    assert "cannot be read" in failure.message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")

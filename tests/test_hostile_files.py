@@ -314,6 +314,7 @@ ATTACKS: dict[str, tuple[Attack, int, int]] = {
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "COMPARE", {**bench.COMPARE, "max_seconds": 0.2, "warmup": 1})
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # waiting for the disk thousands of times takes most of the time
 
 
 def storm(name: str, valid: Valid, count: int, attack: Attack) -> None:

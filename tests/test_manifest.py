@@ -245,6 +245,15 @@ def test_links_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> N
         manifest.read(folder)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "golden.bin").unlink()
+    os.symlink(tmp_path / "golden.bin", tmp_path / "golden.bin")
+    with pytest.raises(BadInputError, match=r"the golden vectors 'golden.bin' .* cannot be read"):
+        manifest.read(tmp_path)
+
+
 def test_a_damaged_golden_file_is_noticed(tmp_path: Path) -> None:
     written(tmp_path)
     blob = bytearray((tmp_path / "golden.bin").read_bytes())
