@@ -213,6 +213,12 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
     "no folder": (lambda f: f.rename(f.with_name("gone")), "is no folder"),
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "holds neither report.json nor manifest.json"),
     "report of another schema": (lambda f: (f / "report.json").write_text('{"schema": 2}'), "wrong at schema"),
+    "an infinite time": (
+        lambda f: (f / "report.json").write_text(
+            (f / "report.json").read_text().replace('"seconds": ', '"seconds": 1e999, "x": ', 1)
+        ),
+        r"wrong at stages\[0\].seconds",
+    ),
     "lines that are a link": (
         lambda f: os.symlink(f.parent / "elsewhere", f / "measurements.jsonl"),
         "'.*measurements.jsonl' is a link, which is not written through",
