@@ -135,6 +135,8 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match="no plain file"):
             registry.runtime(name).describe(tmp_path / f"net.{name}")
     with pytest.raises(BadInputError, match="no plain file"):
+        registry.runtime("onnx").open(tmp_path / "net.onnx")
+    with pytest.raises(BadInputError, match="no plain file"):
         packing.unpack(tmp_path / "net.mkpack")
     with pytest.raises(BadInputError, match="no plain file"):
         Store(tmp_path).lines("lines.jsonl")

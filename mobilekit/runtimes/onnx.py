@@ -114,6 +114,8 @@ def start_session(path: Path) -> Any:
     """An onnxruntime session on one thread. Raises BadInputError where the file cannot be read."""
     import onnxruntime
 
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise BadInputError(f"ONNX Runtime cannot open {path}: it is no plain file; export it again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
