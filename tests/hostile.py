@@ -178,7 +178,7 @@ def _absurd_onnx(rng: random.Random, source: Path) -> bytes:
             rng.randrange(2)
         ].dim_value = extent
     elif way == 1:
-        rng.choice(graph.initializer).dims[0] = extent
+        rng.choice(graph.initializer).dims[:] = [extent]
     elif way == 2:
         tensor = rng.choice(graph.initializer)
         tensor.data_location = onnx.TensorProto.EXTERNAL
