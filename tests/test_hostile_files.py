@@ -306,7 +306,7 @@ ATTACKS: dict[str, tuple[Attack, int, int]] = {
     "package": (packages, 40, 2000),
     "archive": (archives, 40, 1500),
     "opened": (opened, 25, 1000),
-    "measured": (measured, 1, 60),
+    "measured": (measured, 4, 60),
 }
 """What is called, how often in a hurry, and how often with time."""
 
