@@ -219,13 +219,17 @@ def reference_ratio(measurement: Measurement) -> float | None:
 
     It compares runs at different times or on different machines better than milliseconds do.
     """
-    if not measurement.reference_ms:
+    if not measurement.reference_ms or not measurement.cpu_samples_ms:
         return None
     return paired_ratio(measurement.cpu_samples_ms, measurement.reference_ms)
 
 
 def row(measurement: Measurement, clock: Clock, line: int) -> MeasurementRow:
-    """The measurement as the report shows it; `line` is its line in measurements.jsonl."""
+    """The measurement as the report shows it; `line` is its line in measurements.jsonl.
+
+    One without CPU times is shown at wall time.
+    """
+    clock = clock if measurement.cpu_samples_ms else "wall"
     return MeasurementRow(
         device=measurement.device,
         origin=measurement.origin,
@@ -239,6 +243,7 @@ def row(measurement: Measurement, clock: Clock, line: int) -> MeasurementRow:
         samples=len(measurement.samples_ms),
         file="measurements.jsonl",
         line=line,
+        compute_unit=measurement.compute_unit,
     )
 
 

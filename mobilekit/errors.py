@@ -1,10 +1,29 @@
 """The errors that mobilekit raises on purpose: each is one sentence that says what is wrong and what to do."""
 
+MOST = 390
+"""Characters of an error."""
+
+
+def one_line(text: str, most: int) -> str:
+    """A text as one line that any terminal can show; of a longer one than `most` characters the middle is left out.
+
+    >>> one_line("a\\n\\x1b[2J" + 20 * "b", 16)
+    'a \\\\x1b[...bbbbb'
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    tail = most // 3
+    return line if len(line) <= most else f"{line[: most - tail - 3]}...{line[len(line) - tail :]}"
+
 
 class MobilekitError(Exception):
     """Something failed while the job ran (exit code 1)."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """One line, whatever names and values from a user's files are in it."""
+        return one_line(super().__str__(), MOST)
 
 
 class BadInputError(MobilekitError):

@@ -16,6 +16,7 @@ from torch import nn
 from mobilekit import workload
 from mobilekit.errors import BadInputError
 from mobilekit.signature import named_outputs
+from mobilekit.types import Preprocessing
 from mobilekit.workload import CALIBRATION_SAMPLES, Inputs, Workload
 
 RANKS = range(2, 6)
@@ -38,7 +39,7 @@ class Exportable:
     trusted: bool
     plannable: bool
     """Whether it takes one batch of images (N, C, H, W) and gives one tensor, so that it may be traced."""
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
 
     def calibration_arrays(self, limit: int = CALIBRATION_SAMPLES) -> tuple[Arrays, ...]:

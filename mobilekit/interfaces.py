@@ -94,7 +94,11 @@ class Runtime(Protocol):
         ...
 
     def open(self, path: Path) -> Session:
-        """Open the file to run it here, as `execution` says. Raises UnsupportedError where this machine cannot."""
+        """Open the file to run it here, as `execution` says. Raises UnsupportedError where this machine cannot.
+
+        For files that mobilekit wrote: native code may crash on a damaged one. Other people's run in a process of their
+        own (`Device.run`).
+        """
         ...
 
     def tensors(self, path: Path, sample: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:

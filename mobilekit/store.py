@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from mobilekit import documents
 from mobilekit.errors import BadInputError, StorageError
 from mobilekit.files import appearing, disk
 
@@ -105,8 +106,13 @@ class Store:
         return target
 
     def append(self, name: str, value: BaseModel) -> int:
-        """Append one JSON line; returns its line number (from 1). A line cut short by a crash is dropped first."""
+        """Append one JSON line; returns its line number (from 1). A line cut short by a crash is dropped first.
+
+        Raises BadInputError where the file is a link: the line would land outside of the folder.
+        """
         target = self.path(name)
+        if target.is_symlink():
+            raise BadInputError(f"'{target}' is a link, which is not written through: put the file itself there")
         with disk(target):
             lines = self._whole_lines(target)
             with open(target, "a", encoding="utf-8") as file:
@@ -116,18 +122,17 @@ class Store:
         return lines + 1
 
     def lines(self, name: str) -> list[Any]:
-        """The JSON lines of a file; none where it does not exist."""
+        """The JSON lines of a file, but for a last one that a crash cut short; none where it does not exist."""
         target = self.path(name)
         if not target.exists():
             return []
-        with disk(target):
-            self._whole_lines(target)
-            lines = target.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        content = documents.content(target, f"'{target}'")
+        lines = content.decode("utf-8", errors="replace").split("\n")[:-1]
         found = []
         for number, line in enumerate(lines, 1):
             try:
                 found.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise StorageError(f"'{target}' is damaged at line {number}: run again without --resume") from error
         return found
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mobilekit import documents
 from mobilekit.errors import BadInputError
-from mobilekit.types import Calibration, Candidate, Network
+from mobilekit.types import Calibration, Candidate, Network, Preprocessing
 
 CALIBRATION_SAMPLES = 512
 RANDOM_SAMPLES = 32
@@ -56,7 +57,7 @@ class Workload:
     labelled: bool
     evaluate: Callable[[nn.Module], float] | None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    preprocessing: dict[str, Any] | None
+    preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
     accuracy_kind: str
     data: str
@@ -291,17 +292,19 @@ def checked_inputs(batch: Any, examples: Inputs, where: str) -> Inputs:
     return tuple(part.float() for part in given)
 
 
-def preprocessing_of(found: Opened) -> dict[str, Any] | None:
-    """What the workload says about preparing its inputs; it goes into JSON files as it is."""
-    spec = found.spec
-    value = _call(found.source, spec, "preprocessing")
+def preprocessing_of(found: Opened) -> Preprocessing | None:
+    """What the workload says about preparing its inputs. Known keys are checked, and others kept as they are."""
+    value = _call(found.source, found.spec, "preprocessing")
+    where = f"preprocessing() in '{found.spec}'"
     try:
-        json.dumps(value, allow_nan=False)
+        plain = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        value = ()
-    if value is not None and not isinstance(value, dict):
-        raise BadInputError(f"preprocessing() in '{spec}' must return a dict of plain numbers, strings and lists")
-    return value
+        plain, value = "", ()
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadInputError(f"{where} must return a dict of plain numbers, strings and lists")
+    return documents.parse(plain.encode(), Preprocessing, f"what {where} returns")
 
 
 def labels_of(found: Opened) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mobilekit import exportable, workload
 from mobilekit.errors import BadInputError
+from mobilekit.types import Preprocessing
 
 GOOD = """
 import torch
@@ -64,7 +65,7 @@ def test_everything_it_may_offer(tmp_path: Path) -> None:
     assert found.labelled
     assert found.evaluate is not None
     assert found.loss is not None
-    assert found.preprocessing == {"mean": [0.5]}
+    assert found.preprocessing == Preprocessing(mean=(0.5,))
     assert found.labels == ("a", "b", "c", "d")
     assert found.accuracy_kind == "the workload's evaluate()"
 
@@ -233,6 +234,14 @@ BAD = {
     "preprocessing that is no JSON": (
         changed("def preprocessing(): return {'mean': torch.zeros(3)}"),
         r"preprocessing\(\) in .* must return a dict of plain numbers, strings and lists$",
+    ),
+    "preprocessing with a wrong value": (
+        changed("def preprocessing(): return {'std': [0.0]}"),
+        r"preprocessing\(\) in .* returns is wrong at std\[0\]: input should be greater than 0, got 0.0",
+    ),
+    "preprocessing that contradicts itself": (
+        changed("def preprocessing(): return {'channel_order': 'BGR', 'mean': [0.5]}"),
+        "the numbers of channels contradict each other: channel_order 3, mean 1$",
     ),
     "preprocessing that is no dict": (changed("def preprocessing(): return [1]"), "must return a dict"),
     "labels that are none": (changed("def labels(): return 10"), r"labels\(\) in .* must return a list of strings$"),

@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, measure, report, doctor."""
+"""The commands of the job: plan, demo, apply, export, measure, report, import, doctor."""
 
 from __future__ import annotations
 
@@ -210,6 +210,26 @@ def report(
     print(page)
     if open_it:
         typer.launch(page.as_uri())
+
+
+@app.command("import")
+def import_(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result that the phone app shared.")],
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="Folder of a plan that holds the model.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Take in a measurement that a phone app shared."""
+    from mobilekit import pipeline
+
+    made = pipeline.import_result(result, into)
+    if as_json:
+        print(made.model_dump_json(indent=2))
+        return
+    row = made.row
+    said = f"median {row.median_ms:.3f} ms {row.clock} time, p90 {row.p90_ms:.3f}"
+    print(f"{made.model} on {row.device} ({row.origin}): {said}")
+    print(f"  {row.samples} runs, line {row.line} of {row.file}")
+    print(f"report: {Path(made.report).resolve() if made.report else 'none in this folder'}")
 
 
 @app.command()

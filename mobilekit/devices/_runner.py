@@ -50,6 +50,12 @@ OPERATOR_MINIMUM = 10
 REFERENCE_SIZE = 512
 REFERENCE_EVERY = 0.02
 """Seconds of a round between two runs of the reference product."""
+MEMORY_SHARE = 0.9
+CONTAINERS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Limit and use of a container's memory, in both versions of control groups."""
 OPERATOR_REMEDY = "the whole model's time stands; leave out per_operator, or profile it in another runtime"
 
 
@@ -182,6 +188,32 @@ def peak_memory_mb(reset: bool = False) -> float | None:
         return None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can take before the system, or its container, runs out; None: neither says."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    for limit, used in CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
+            found.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
+    return max(0, min(found)) if found else None
+
+
+def limit_memory() -> None:
+    """Let a file that asks for more memory than there is fail, instead of the machine."""
+    free = free_memory()
+    if free is None:
+        return
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = int(MEMORY_SHARE * free)
+        if hard == resource.RLIM_INFINITY or wanted < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 # ---------------------------------------------------------------- the runtimes
@@ -576,6 +608,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python _runner.py REQUEST.json RESULT.json", file=sys.stderr)
         return 2
     request: Request = json.loads(Path(arguments[-2]).read_text(encoding="utf-8"))
+    limit_memory()
     if arguments[0] == "--operators":
         profile_operators(request, Path(arguments[-1]))
         return 0

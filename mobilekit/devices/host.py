@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ import os
 import platform
 import re
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -276,6 +278,8 @@ def _hash_all(models: tuple[BenchModel, ...]) -> tuple[dict[str, str], list[Fail
             remedy = "measure this file on a device that runs it"
         else:
             try:
+                if not stat.S_ISREG(os.stat(model.path).st_mode):  # a pipe would wait for its writer
+                    raise OSError(errno.EINVAL, "it is no plain file")
                 with Path(model.path).open("rb") as file:
                     hashes[model.path] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:

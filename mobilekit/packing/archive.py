@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import shutil
 import zlib
 from collections import deque
@@ -74,8 +75,8 @@ def pack(model: Path, out: Path | None = None) -> Packed:
     target = model.with_name(model.name + SUFFIX) if out is None else out
     if target.is_dir():
         target /= model.name + SUFFIX
-    inside = target.resolve()
-    if inside.is_dir() or inside == model.resolve() or model.resolve() in inside.parents:
+    inside, held = Path(os.path.realpath(target)), Path(os.path.realpath(model))
+    if inside.is_dir() or inside == held or held in inside.parents:
         raise BadInputError(f"the package cannot be written to '{target}': give another file to --out")
     zstd = _zstd()
     entries: list[Entry] = []
@@ -124,6 +125,8 @@ def unpack(package: Path, out: Path | None = None) -> Unpacked:
     one, and StorageError where the disk does not take the model; nothing half-written is left.
     """
     try:
+        if package.exists() and not package.is_file():
+            raise BadInputError(f"cannot unpack '{package}': it is no plain file")
         stream = package.open("rb")
     except OSError as error:
         raise BadInputError(f"cannot read '{package}': {error.strerror}") from error
@@ -239,7 +242,7 @@ def _target(contents: Contents, package: Path, out: Path | None) -> Path:
     if out is not None and out.is_dir() and out.suffix.lower() != FOLDER:
         target = out / contents.name
     named = target == out and target.is_file() and not contents.folder
-    if target.resolve() == package.resolve():
+    if os.path.realpath(target) == os.path.realpath(package):  # unlike resolve(), it takes a link to itself
         raise BadInputError("the model would replace the package: give --out")
     if (target.exists() or target.is_symlink()) and not named and not _same(target, contents):
         raise BadInputError(f"'{target}' exists and is another model: give another name to --out")

@@ -19,6 +19,7 @@ from mobilekit.pipeline.fitting import FitSummary, fit_profile
 from mobilekit.pipeline.listener import Listener
 from mobilekit.pipeline.pricing import build_profile, predict
 from mobilekit.pipeline.request import Request, open_job, read_plan, request_of
+from mobilekit.pipeline.sharing import Imported, import_result
 from mobilekit.pipeline.shipping import file_name, write_checked, write_manifest
 from mobilekit.pipeline.steps import draw_steps
 from mobilekit.pipeline.story import Course, tell
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FitSummary",
+    "Imported",
     "Listener",
     "Order",
     "Request",
@@ -56,6 +58,7 @@ __all__ = [
     "export",
     "export_workload",
     "fit_profile",
+    "import_result",
     "measure",
     "measure_files",
     "plan",
@@ -183,7 +186,7 @@ def _export(
             remedy = "use another format or precision; the other files are not affected"
             failures.append(Failure(stage="export", subject=name, message=str(error), remedy=remedy))
     if written:
-        write_manifest(store, source.module, written, source)
+        write_manifest(store, candidate, written, source)
     progress("export", 1.0)
     return written, failures
 
@@ -262,13 +265,7 @@ def _model_files(path: Path, suffixes: set[str]) -> list[Path]:
 
 def rerender(folder: Path) -> Report:
     """Write report.html and report.md again from a folder's report.json."""
-    path = folder / "report.json"
-    try:
-        report = Report.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BadInputError(f"'{folder}' holds no report.json: {error.strerror or error}") from error
-    except ValueError as error:
-        raise BadInputError(f"'{path}' is no report that this version reads: {str(error).splitlines()[0]}") from error
+    report = summary.read_report(folder)
     summary.render(Store(folder), report)
     return report
 

@@ -7,9 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from mobilekit import __version__, profiles, registry
+from mobilekit import __version__, documents, profiles, registry
 from mobilekit.errors import BadInputError
 from mobilekit.interfaces import Device, Runtime
 from mobilekit.types import Budget, DeviceProfile, Plan, RuntimeEntry
@@ -109,17 +107,4 @@ def request_of(plan: Plan, workload: str | None = None) -> Request:
 
 def read_plan(path: Path) -> Plan:
     """A plan.json. Raises BadInputError in one sentence for a file that is none."""
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BadInputError(f"the plan '{path}' cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise BadInputError(f"'{path}' is no plan that this version reads{_where(error)}") from error
-
-
-def _where(error: ValueError) -> str:
-    """The field that pydantic complains of first."""
-    found = error.errors()[0] if isinstance(error, ValidationError) else None
-    if found is None or not found["loc"]:
-        return ""
-    return f" (at {'.'.join(map(str, found['loc']))}: {found['msg'][0].lower()}{found['msg'][1:]})"
+    return documents.read(path, Plan, f"the plan '{path}'")

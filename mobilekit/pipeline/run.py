@@ -103,9 +103,14 @@ def export_job(
     options = options or ExportOptions()
     if precision != "int8":
         return ExportJob(candidate, precision, str(path), options=options)
-    if isinstance(candidate, Candidate):
-        candidate = int8.for_file(candidate, Calibration(tuple(batch for (batch,) in source.calibration)))
-    return ExportJob(candidate, precision, str(path), source.calibration_arrays(), options)
+    return ExportJob(for_int8(candidate, source), precision, str(path), source.calibration_arrays(), options)
+
+
+def for_int8(candidate: Candidate | Untraced, source: Exportable) -> Candidate | Untraced:
+    """What int8 files are written from: weights prepared, and ranges of activations in the QuantSpec."""
+    if isinstance(candidate, Untraced):
+        return candidate
+    return int8.for_file(candidate, Calibration(tuple(batch for (batch,) in source.calibration)))
 
 
 def bench_model(name: str, path: Path, runtime: str) -> BenchModel:

@@ -20,7 +20,7 @@ from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
 from mobilekit.pipeline.original import file_size
 from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
-from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job
+from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job, for_int8
 from mobilekit.signature import OUTPUT, input_names
 from mobilekit.store import Store
 from mobilekit.types import Candidate, ExportedModel, ExportOptions, Parity, ParityCheck, Precision, Untraced, Value
@@ -65,7 +65,7 @@ def export_all(run: Run, candidate: Candidate) -> list[Shipped]:
         except MobilekitError as error:  # not kept as finished: a resumed run tries again
             run.fail("export", subject, error, "use another runtime or precision; the other files are not affected")
     source = of_workload(run.job.workload)
-    write_manifest(Store(run.store.path("models")), candidate.module, [s.model for s in shipped], source)
+    write_manifest(Store(run.store.path("models")), candidate, [s.model for s in shipped], source)
     return shipped
 
 
@@ -159,8 +159,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_manifest(store: Store, module: nn.Module, models: list[ExportedModel], source: Exportable) -> None:
+def write_manifest(
+    store: Store, candidate: Candidate | Untraced, models: list[ExportedModel], source: Exportable
+) -> None:
     """Describe the files for apps, with golden vectors of the module that they were written from."""
+    module, quantisation = candidate.module, None
+    if any(model.precision == "int8" for model in models):
+        prepared = for_int8(candidate, source)
+        quantisation = prepared.quant if isinstance(prepared, Candidate) else None
     batches = source.calibration_arrays(manifest.GOLDEN_SAMPLES)
     inputs = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
     manifest.write(
@@ -168,8 +174,8 @@ def write_manifest(store: Store, module: nn.Module, models: list[ExportedModel],
         models,
         dict(zip(input_names(module, len(inputs)), inputs, strict=True)),
         named_results(module, inputs),
-        preprocessing=source.preprocessing,
-        labels=source.labels,
+        source,
+        quantisation=quantisation,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
-from mobilekit import __version__, bench, registry
+from mobilekit import __version__, bench, documents, registry
+from mobilekit.errors import BadInputError
 from mobilekit.pipeline.acceptance import RoundResult
 from mobilekit.pipeline.original import Baseline
 from mobilekit.pipeline.rounds import planned
@@ -24,6 +27,7 @@ from mobilekit.types import (
     Finding,
     FrontierRow,
     Interval,
+    Measurement,
     ModelFigures,
     ModelRow,
     Network,
@@ -62,6 +66,14 @@ def write_reports(run: Run, found: Findings) -> Report:
     report = _report(run, found)
     render(run.store, report)
     return report
+
+
+def read_report(folder: Path) -> Report:
+    """A folder's report.json. Raises BadInputError in one sentence where there is none that this version reads."""
+    path = folder / "report.json"
+    if not path.exists():
+        raise BadInputError(f"'{folder}' holds no report.json: give the folder of a plan")
+    return documents.read(path, Report, f"the report '{path}'")
 
 
 def render(store: Store, report: Report) -> None:
@@ -213,8 +225,16 @@ def _model_row(run: Run, found: Findings, shipped: Shipped, main: ExportedModel 
         parity=model.parity,
         operators=model.facts.operators,
         accuracy=shipped.accuracy,
-        measurements=tuple(bench.row(r.measurement, clock, r.line) for r in own),
+        measurements=tuple(bench.row(r.measurement, clock, r.line) for r in (*own, *_shared(run.store, model))),
     )
+
+
+def _shared(store: Store, model: ExportedModel) -> Iterator[Recorded]:
+    """What apps have shared of this file: a resumed run keeps it."""
+    for line, document in enumerate(store.lines("measurements.jsonl"), 1):
+        measurement = Measurement.model_validate_json(json.dumps(document))
+        if measurement.app is not None and measurement.sha256 == model.sha256:
+            yield Recorded(measurement=measurement, line=line)
 
 
 def _round(budget: Budget, result: RoundResult) -> Round:

@@ -9,8 +9,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from mobilekit import documents
 from mobilekit.errors import BadInputError
 from mobilekit.profiles.explain import explained
 from mobilekit.types import DeviceProfile
@@ -39,13 +38,15 @@ def load(name_or_path: str | Path) -> DeviceProfile:
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".json") or "/" in text or os.sep in text:
-        return _parse(_read(Path(text).expanduser()), f"profile file '{text}'")
+        subject = f"profile file '{text}'"
+        return _parse(documents.content(Path(text).expanduser(), subject), subject)
     known = names()
     if text not in known:
         near = difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.4)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise BadInputError(
-            f"unknown profile '{text}'{hint}: choose one of {', '.join(known)}, or give the path of a .json file"
+            f"unknown profile '{text}'{hint}: choose one that `mobilekit profile list` shows, or give the path of a "
+            ".json file"
         )
     return _parse((resources.files(__name__) / f"{text}.json").read_bytes(), f"shipped profile '{text}'")
 
@@ -76,48 +77,13 @@ def cache_path(key: str) -> Path:
     return folder.expanduser() / f"host-{readable}-{digest}.json"
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadInputError(f"profile file '{path}' cannot be read: {reason}") from error
-
-
 def _parse(data: bytes, subject: str) -> DeviceProfile:
-    try:
-        profile = DeviceProfile.model_validate_json(data)
-    except ValidationError as error:
-        raise BadInputError(f"{subject} {_sentence(error)}") from error
+    profile = documents.parse(data, DeviceProfile, subject)
     listed = {entry.name for entry in profile.runtimes}
     for index, table in enumerate(profile.tables):
         if table.runtime not in listed:
             raise BadInputError(
-                f"{subject} is wrong at tables[{index}].runtime: '{table.runtime}' is not one of its runtimes "
-                f"({', '.join(sorted(listed))})"
+                f"{subject} is wrong at tables[{index}].runtime: {documents.short(repr(table.runtime))} is not one of "
+                f"its runtimes ({documents.short(', '.join(sorted(listed)))})"
             )
     return profile
-
-
-def _sentence(error: ValidationError) -> str:
-    """Pydantic's first complaint in words; how many more there are."""
-    complaints = error.errors(include_url=False)
-    first = complaints[0]
-    message = first["msg"][0].lower() + first["msg"][1:]
-    if first["type"] == "json_invalid":
-        return f"is not JSON: {message.removeprefix('invalid JSON: ')}"
-    if first["type"] == "missing":
-        message = "the field is missing"
-    elif first["type"] == "extra_forbidden":
-        message = "there is no such field"
-    elif isinstance(first["input"], str | int | float | bool | None):
-        message += f", got {first['input']!r}"
-    others = len(complaints) - 1
-    more = f" (and {others} more wrong field{'s' if others > 1 else ''})" if others else ""
-    where = _where(first["loc"])
-    return f"is wrong at {where}: {message}{more}" if where else f"is wrong: {message}"
-
-
-def _where(location: tuple[int | str, ...]) -> str:
-    """A field's path as one would write it: tables[0].kinds.dense.low."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

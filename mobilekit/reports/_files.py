@@ -102,7 +102,7 @@ def _measurements(report: Report) -> list[Block]:
 def _measured(model: ModelRow, row: MeasurementRow) -> tuple[Cell, ...]:
     return (
         _name(model),
-        Cell(row.device),
+        Cell(row.device if row.compute_unit in {None, "cpu"} else f"{row.device}, {row.compute_unit}"),
         Cell(row.origin, "warn" if row.origin == "emulator" else ""),
         num(str(row.threads)),
         num(words.number(row.median_ms)),

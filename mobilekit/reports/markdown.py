@@ -123,7 +123,7 @@ def _cell(cell: Cell) -> str:
 def _bars(figure: Bars) -> Table:
     rows = []
     for bar in figure.bars:
-        scale = 0 if bar.is_sum else WIDTH / figure.top
+        scale = 0 if bar.is_sum else WIDTH / max(figure.top, 1e-9)
         full = round(scale * (bar.after or 0))
         pale = max(0, round(scale * (bar.before or 0)) - full)
         shown = words.brief_ms if figure.unit == "ms" else words.number

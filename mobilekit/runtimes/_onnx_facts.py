@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mobilekit.documents import short
 from mobilekit.errors import BadInputError
 from mobilekit.types import FileFacts, TensorSpec
 
@@ -47,18 +48,23 @@ def describe(path: Path) -> FileFacts:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"cannot read {path} as an ONNX file (it is no plain file); export it again")
     try:
-        model = onnx.load(str(path))
+        # The structure says it all: a file of somebody else's may name any path as that of its weights.
+        graph = onnx.load(str(path), load_external_data=False).graph
     except (OSError, DecodeError) as error:
-        raise BadInputError(f"cannot read {path} as an ONNX file ({error}); export it again") from None
-    graph = model.graph
+        raise BadInputError(f"cannot read {path} as an ONNX file ({short(str(error))}); export it again") from None
     constants = {tensor.name for tensor in graph.initializer}
-    return FileFacts(
-        inputs=tuple(_spec(value) for value in graph.input if value.name not in constants),
-        outputs=tuple(_spec(value) for value in graph.output),
-        operators=count(graph),
-        weights=weights(graph),
-    )
+    try:
+        return FileFacts(
+            inputs=tuple(_spec(value) for value in graph.input if value.name not in constants),
+            outputs=tuple(_spec(value) for value in graph.output),
+            operators=count(graph),
+            weights=weights(graph),
+        )
+    except (LookupError, ValueError) as error:  # a node without inputs, a type that there is not
+        raise BadInputError(f"{path} is a damaged ONNX file ({short(str(error))}); export it again") from None
 
 
 def _spec(value: Any) -> TensorSpec:

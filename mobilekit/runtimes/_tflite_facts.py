@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mobilekit.documents import short
 from mobilekit.errors import BadInputError, UnsupportedError
 from mobilekit.types import FileFacts, TensorSpec
 
@@ -37,6 +38,8 @@ def _names(enum: str) -> dict[int, str]:
 
 def describe(path: Path) -> FileFacts:
     """Read a file back. Raises BadInputError where it is no TFLite file."""
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"cannot read {path} as a TFLite file (it is no plain file); export it again")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -54,8 +57,8 @@ def describe(path: Path) -> FileFacts:
             operators=reading.counts(),
             weights=reading.weights(),
         )
-    except (struct.error, IndexError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{path} is a damaged TFLite file ({error}); export it again") from None
+    except (struct.error, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInputError(f"{path} is a damaged TFLite file ({short(str(error))}); export it again") from None
 
 
 def _spec(tensor: Any) -> TensorSpec:

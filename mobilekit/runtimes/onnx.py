@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError, first_line
+from mobilekit.documents import short
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch, _onnx_weights
@@ -99,7 +100,10 @@ class Onnx:
             size = len(given[0]) if open_batch else 1
             for i in range(0, len(given[0]), size):
                 feed = {name: batch[i : i + size] for name, batch in zip(inputs, given, strict=True)}
-                rows.append(session.run(outputs, feed))
+                try:
+                    rows.append(session.run(outputs, feed))
+                except Exception as error:  # its errors have no type in common
+                    raise MobilekitError(f"ONNX Runtime cannot run {path}: {short(first_line(error))}") from error
             return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
         return run
@@ -132,16 +136,21 @@ class Onnx:
 def start_session(path: Path) -> Any:
     """An onnxruntime session on one thread. Raises BadInputError where the file cannot be read."""
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise BadInputError(f"ONNX Runtime cannot open {path}: it is no plain file; export it again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (state.NoSuchFile, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail) as error:
-        raise BadInputError(f"ONNX Runtime cannot open {path}: {error}; export it again") from None
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Its errors have no type in common, and the text of one about a damaged name cannot even be decoded.
+    except Exception as error:
+        raise BadInputError(f"ONNX Runtime cannot open {path}: {short(first_line(error))}; export it again") from error
+    if not session.get_inputs() or not session.get_outputs():
+        raise BadInputError(f"{path} has no inputs or no outputs; export it again")
+    return session
 
 
 def _float_model(source: Source, opset: int) -> Any:

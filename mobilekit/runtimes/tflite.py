@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mobilekit.errors import BadInputError, UnsupportedError, first_line
+from mobilekit.documents import short
+from mobilekit.errors import BadInputError, MobilekitError, UnsupportedError, first_line
 from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _tflite_facts, _tflite_int8, _tflite_sketch
@@ -107,12 +108,15 @@ class Tflite:
         def run(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
             refuse_other_counts(batches, inputs)
             rows = []
-            for i in range(len(batches[0])):
-                for source, batch in zip(inputs, batches, strict=True):
-                    sample = _to_file(np.asarray(batch[i : i + 1], np.float32), source)
-                    interpreter.set_tensor(source["index"], sample)
-                interpreter.invoke()
-                rows.append([_from_file(interpreter.get_tensor(result["index"]), result) for result in outputs])
+            try:
+                for i in range(len(batches[0])):
+                    for source, batch in zip(inputs, batches, strict=True):
+                        sample = _to_file(np.asarray(batch[i : i + 1], np.float32), source)
+                        interpreter.set_tensor(source["index"], sample)
+                    interpreter.invoke()
+                    rows.append([_from_file(interpreter.get_tensor(result["index"]), result) for result in outputs])
+            except (ValueError, RuntimeError) as error:
+                raise MobilekitError(f"LiteRT cannot run {path}: {short(first_line(error))}") from error
             return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
         return run
@@ -168,7 +172,10 @@ def start_interpreter(path: Path, keep_all: bool = False) -> Any:
             interpreter = Interpreter(model_path=str(path), num_threads=1, experimental_preserve_all_tensors=keep_all)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise BadInputError(f"LiteRT cannot open {path}: {error}; export it again") from None
+            said = short(first_line(error))
+            raise BadInputError(f"LiteRT cannot open {path}: {said}; export it again") from None
+    if not interpreter.get_input_details() or not interpreter.get_output_details():
+        raise BadInputError(f"{path} has no inputs or no outputs; export it again")
     return interpreter
 
 

@@ -10,6 +10,7 @@ from mobilekit.types.device import (
     RuntimeEntry,
     Validation,
 )
+from mobilekit.types.manifest import Golden, GoldenTensor, Manifest, ManifestModel, Preprocessing
 from mobilekit.types.measurement import BenchModel, BenchRequest, BenchResult, Failure, Measurement, OperatorTime
 from mobilekit.types.models import (
     ExportedModel,
@@ -61,6 +62,7 @@ from mobilekit.types.report import (
     Round,
     StageRow,
 )
+from mobilekit.types.shared_result import SharedResult
 from mobilekit.types.values import NonNegative, Origin, Positive, Precision, RuntimeName, Value
 
 __all__ = [
@@ -86,10 +88,14 @@ __all__ = [
     "FileFacts",
     "Finding",
     "FrontierRow",
+    "Golden",
+    "GoldenTensor",
     "Interval",
     "Json",
     "KindFactor",
     "KindModel",
+    "Manifest",
+    "ManifestModel",
     "Measurement",
     "MeasurementRow",
     "ModelFigures",
@@ -109,6 +115,7 @@ __all__ = [
     "PlanRow",
     "Positive",
     "Precision",
+    "Preprocessing",
     "ProbeKind",
     "Producer",
     "Provenance",
@@ -119,6 +126,7 @@ __all__ = [
     "Round",
     "RuntimeEntry",
     "RuntimeName",
+    "SharedResult",
     "StageRow",
     "TensorSpec",
     "Together",

@@ -67,7 +67,7 @@ class Measurement(Value):
     samples_ms: tuple[float, ...]
     """Wall time of each run."""
     cpu_samples_ms: tuple[float, ...]
-    """CPU time of the process in each run."""
+    """CPU time of the process in each run; empty where an app did not take it."""
     reference_ms: tuple[float, ...] = ()
     """CPU time of the reference matrix product around each run, the mean of before and after; empty where it was not
     asked for."""
@@ -82,11 +82,18 @@ class Measurement(Value):
     cpus: tuple[int, ...] = ()
     """CPUs that the process was pinned to; empty where the system does not pin."""
     operators: tuple[OperatorTime, ...] = ()
+    app: str | None = None
+    """Name and version of the app that shared it; None: it was measured from here."""
+    warmup: int | None = None
+    """Untimed runs before the first sample, where an app says so."""
+    thermal_before: str | None = None
+    """The system's word for how hot the device was."""
+    thermal_after: str | None = None
 
     @property
     def median_ms(self) -> float:
-        """Median CPU time of a run."""
-        return statistics.median(self.cpu_samples_ms)
+        """Median CPU time of a run; wall time where no CPU time was taken."""
+        return statistics.median(self.cpu_samples_ms or self.samples_ms)
 
 
 class BenchResult(Value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,9 @@ from mobilekit.types.measurement import Failure
 from mobilekit.types.models import Parity
 from mobilekit.types.plan import Budget, RejectedOption, Together
 from mobilekit.types.values import Origin, Precision, RuntimeName, Value
+
+Duration = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+"""What is drawn or divided into minutes."""
 
 
 class Finding(Value):
@@ -61,6 +64,8 @@ class MeasurementRow(Value):
     samples: int
     file: str
     line: int
+    compute_unit: str | None = None
+    """The one that was used; None: an older report does not say."""
 
 
 class ModelRow(Value):
@@ -146,7 +151,7 @@ class StageRow(Value):
     """How long a stage took; a resumed run shows the time of the run that did the work."""
 
     name: str
-    seconds: float
+    seconds: Duration
     resumed: bool = False
 
 
@@ -155,7 +160,7 @@ class OperatorBar(Value):
 
     name: str
     kind: str
-    ms: float
+    ms: Duration
 
 
 class Report(BaseModel):

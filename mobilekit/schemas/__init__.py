@@ -1,0 +1,20 @@
+"""JSON Schemas of the documents that apps read and write, made from the types and shipped beside this file."""
+
+from __future__ import annotations
+
+import json
+
+from mobilekit.types import Manifest, SharedResult
+
+DOCUMENTS: dict[str, type[Manifest] | type[SharedResult]] = {"manifest": Manifest, "shared_result": SharedResult}
+
+
+def generated(name: str) -> str:
+    """The schema (draft 2020-12) of a document, as the text of `NAME.schema.json`.
+
+    >>> "golden" in generated("manifest")
+    True
+    """
+    kind = DOCUMENTS[name]
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema(by_alias=True)}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
