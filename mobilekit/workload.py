@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from mobilekit.errors import BadInputError
+from mobilekit.named_models import module_of, short_name
 from mobilekit.types import Calibration, Candidate, Network
 
 CALIBRATION_SAMPLES = 512
@@ -72,11 +73,11 @@ class Workload:
 
 
 def load(spec: str, seed: int = 0) -> Workload:
-    """Load `file.py` or `package.module`.
+    """Load `file.py`, `package.module`, or `timm:NAME` and `torchvision:NAME` where those are installed.
 
     Raises BadInputError in one sentence for whatever the module lacks or gets wrong.
     """
-    module = _import(spec)
+    module = module_of(spec) or _import(spec)
     network = _call(module, spec, "model", required=True)
     if not isinstance(network, nn.Module):
         raise BadInputError(f"model() in '{spec}' must return a torch.nn.Module, not {type(network).__name__}")
@@ -94,7 +95,7 @@ def load(spec: str, seed: int = 0) -> Workload:
     kept, held_back = (calibration, calibration) if whole else _split(calibration)
     return Workload(
         spec=spec,
-        name=re.sub(r"[^A-Za-z0-9_]+", "_", Path(spec).stem if spec.endswith(".py") else spec.rpartition(".")[2]),
+        name=re.sub(r"[^A-Za-z0-9_]+", "_", short_name(spec)),
         key=_key(module, network, example),
         module=network,
         example_input=example,
