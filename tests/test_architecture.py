@@ -17,7 +17,9 @@ ROOT = Path(mobilekit.__file__).parent
 LEVELS: dict[str, int] = {
     **dict.fromkeys(("types", "errors"), 0),
     **dict.fromkeys(("interfaces", "registry", "profiles", "stats", "files"), 1),
-    **dict.fromkeys(("workload", "named_models", "network", "sensitivity", "cost", "evaluate", "store", "manifest", "packing"), 2),
+    **dict.fromkeys(
+        ("workload", "named_models", "network", "sensitivity", "cost", "evaluate", "store", "manifest", "packing"), 2
+    ),
     **dict.fromkeys(("transforms", "runtimes", "training", "reports"), 3),
     **dict.fromkeys(("planner", "devices", "bench"), 4),
     "pipeline": 5,

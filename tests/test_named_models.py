@@ -136,7 +136,7 @@ def test_torchvision_with_labels_and_sizes_of_its_weights(name: str, side: int, 
 
 @pytest.mark.usefixtures("packages")
 def test_weights_that_cannot_be_had_are_one_sentence() -> None:
-    with pytest.raises(BadInputError, match="No pretrained weights exist.*timm:untrained_net:random goes without"):
+    with pytest.raises(BadInputError, match=r"No pretrained weights exist.*timm:untrained_net:random goes without"):
         workload.load("timm:untrained_net")
 
 
@@ -157,13 +157,13 @@ def test_a_missing_package_is_answered_with_its_command(package: str, monkeypatc
 
 def test_a_package_that_cannot_be_imported(packages: Path) -> None:
     (packages / "timm" / "__init__.py").write_text("import nonsense_of_nowhere", encoding="utf-8")
-    with pytest.raises(BadInputError, match="timm cannot be imported .*nonsense_of_nowhere"):
+    with pytest.raises(BadInputError, match=r"timm cannot be imported .*nonsense_of_nowhere"):
         workload.load("timm:small_net")
 
 
 @pytest.mark.parametrize("spec", ["timm:", "timm:small_net:trained", "torchvision::random"])
 def test_a_name_in_another_form(spec: str) -> None:
-    with pytest.raises(BadInputError, match=":NAME:random$"):
+    with pytest.raises(BadInputError, match=r":NAME:random$"):
         workload.load(spec)
 
 

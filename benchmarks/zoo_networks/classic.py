@@ -1,9 +1,10 @@
-"""Convolutional networks of servers: from AlexNet to HRNet, with the blocks of their papers at a fraction of the width."""
+"""Networks made for servers, from AlexNet to Xception, with the blocks of their papers at a fraction of the width."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ def vgg16_bn() -> nn.Module:
 
 
 def squeezenet() -> nn.Module:
-    """Iandola et al. 2016, arXiv:1602.07360, version 1.1: pools that reach over the end, a convolution as classifier."""
+    """Iandola et al. 2016, arXiv:1602.07360, version 1.1: pools over the end, a convolution as classifier."""
 
     def fire(inputs: int, squeeze: int, expand: int) -> nn.Module:
         return nn.Sequential(plain(inputs, squeeze), Branches(plain(squeeze, expand), plain(squeeze, expand, 3)))
@@ -164,7 +165,7 @@ def resnet18() -> nn.Module:
 
 
 class SqueezeLinear(nn.Module):
-    """SENet's gate: linear layers, views, and an expansion to the map's own shape (Hu et al. 2018, arXiv:1709.01507)."""
+    """SENet's gate: linear layers, views, and an expansion to the map's shape (Hu et al. 2018, arXiv:1709.01507)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -280,7 +281,7 @@ class XceptionBlock(nn.Module):
         super().__init__()
         widths = [inputs, *[outputs] * depth]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             layers += [nn.ReLU(), separable(a, b)]
         self.body = nn.Sequential(*layers, *([nn.MaxPool2d(3, 2, 1)] if stride > 1 else []))
         self.skip = None if inputs == outputs and stride == 1 else conv(inputs, outputs, 1, stride, act=None)

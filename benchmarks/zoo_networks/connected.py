@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from network_blocks import Linear, conv
@@ -11,7 +13,7 @@ from zoo_networks.classic import separable, top
 
 
 class CrossStage(nn.Module):
-    """Half of the channels pass a stage of residual blocks, the other half goes around it (CSPNet, arXiv:1911.11929)."""
+    """Half of the channels pass a stage of residual blocks, the other half goes around (CSPNet, arXiv:1911.11929)."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, act: type[nn.Module] = nn.SiLU) -> None:
         super().__init__()
@@ -163,12 +165,12 @@ class Exchange(nn.Module):
 
 
 class HrNet(nn.Module):
-    """Resolutions side by side, each added from the last one's end, upsampled and joined in a map (arXiv:1908.07919)."""
+    """Resolutions side by side, each begun at the last one's end, upsampled and joined (arXiv:1908.07919)."""
 
     def __init__(self, widths: tuple[int, ...] = (12, 24, 48)) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv(3, 12, 3, 2), conv(12, widths[0], 3))
-        self.down = nn.ModuleList(conv(a, b, 3, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(conv(a, b, 3, 2) for a, b in pairwise(widths))
         self.stages = nn.ModuleList(Exchange(widths[: n + 2]) for n in range(len(widths) - 1))
         self.last = nn.Sequential(conv(sum(widths), 32), nn.Conv2d(32, 8, 1))
 

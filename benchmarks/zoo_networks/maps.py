@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from network_blocks import Residual, UNet, conv, inverted
@@ -50,7 +52,7 @@ class LinkNet(nn.Module):
         self.stem = nn.Sequential(conv(3, 16, 7, 2), nn.MaxPool2d(3, 2, 1))
         widths = (16, 32, 64)
         self.down = nn.ModuleList(self._stage(a, b) for a, b in zip((16, *widths), widths, strict=False))
-        self.up = nn.ModuleList(self._decoder(b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(self._decoder(b, a) for a, b in pairwise(widths))
         self.last = nn.Sequential(self._wider(16, 8), conv(8, 8, 3), nn.ConvTranspose2d(8, 4, 2, 2))
 
     @staticmethod

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from zoo_networks.classic import CLASSES, top
 
-# ---------------------------------------------------------------- several branches while training, one convolution after
+# ---------------------------------------------------------------- several branches while training, one after
 
 
 class Rebuilt(nn.Module):

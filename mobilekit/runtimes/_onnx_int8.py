@@ -24,13 +24,19 @@ def prepared(model: Any, folder: Path) -> Any:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path = folder / "prepared.onnx"
-    try:
-        with quiet():
-            quant_pre_process(model, str(path))
-    # It raises whatever its many rules raise, bare assertions among them.
-    except Exception as error:
-        raise UnsupportedError(f"onnxruntime cannot prepare the network for int8: {first_line(error)}") from error
+    given, path = folder / "given.onnx", folder / "prepared.onnx"
+    onnx.save(model, str(given))  # a model in memory would lose its weights to the first attempt
+    # onnxruntime's own shape inference does not know every operator (a maximum over axes, for one); ONNX's then does.
+    for skipped in (False, True):
+        try:
+            with quiet():
+                quant_pre_process(str(given), str(path), skip_symbolic_shape=skipped)
+            break
+        # It raises whatever its many rules raise, bare assertions among them.
+        except Exception as error:
+            if skipped:
+                message = f"onnxruntime cannot prepare the network for int8: {first_line(error)}"
+                raise UnsupportedError(message) from error
     ready = onnx.load(str(path))
     taken: set[str] = set()
     for number, node in enumerate(ready.graph.node):

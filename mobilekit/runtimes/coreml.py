@@ -14,6 +14,7 @@ from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts
 from mobilekit.runtimes._coreml_weights import float_constants, with_int8_weights
 from mobilekit.runtimes._job import private_copy, quiet, refuse_unknown
+from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import selection
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
@@ -106,7 +107,7 @@ def _converted(module: torch.nn.Module, example: torch.Tensor, precision: Precis
         import coremltools
 
         try:
-            program = torch.export.export(module, (example,)).run_decompositions({})
+            program = torch.export.export(portable(module, example, "coreml"), (example,)).run_decompositions({})
             return coremltools.convert(
                 program,
                 inputs=[coremltools.TensorType(name="input", shape=tuple(example.shape), dtype=np.float32)],

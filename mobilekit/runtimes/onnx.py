@@ -16,6 +16,7 @@ from mobilekit.runtimes import _onnx_facts, _onnx_int8, _onnx_sketch
 from mobilekit.runtimes._job import calibration_samples, private_copy, quiet, refuse_unknown, telling_sample
 from mobilekit.runtimes._onnx_graph import OPSET
 from mobilekit.runtimes._onnx_registry import keep_operators
+from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import operator_values
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
@@ -129,7 +130,7 @@ def _float_model(module: torch.nn.Module, example: torch.Tensor) -> Any:
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
+                portable(module, example, "onnx"),
                 (example,),
                 dynamo=True,
                 optimize=True,

@@ -19,6 +19,7 @@ from mobilekit.runtimes._job import (
     refuse_unknown,
     telling_sample,
 )
+from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import operator_values
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
@@ -166,9 +167,11 @@ def _write_float(module: torch.nn.Module, example: torch.Tensor, path: Path) -> 
 
         result = module(example)
         maps_out = [0] if isinstance(result, torch.Tensor) and result.ndim == 4 else None
-        wrapped = litert_torch.to_channel_last_io(module, args=[0], outputs=maps_out).eval()
         sample = (example.permute(0, 2, 3, 1).contiguous(),)
         try:
+            known = portable(module, example, "tflite")
+            wrapped = litert_torch.to_channel_last_io(known, args=[0], outputs=maps_out)
+            wrapped.training = False  # `known` is in eval mode already, and may be a graph that refuses to be told
             litert_torch.convert(wrapped, sample).export(str(path))
         # The converter raises whatever its many passes raise; the user needs to know that it was the converter.
         except Exception as error:
