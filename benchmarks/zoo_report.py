@@ -31,8 +31,8 @@ def written(rows: Mapping[str, Row]) -> str:
         "Networks have the blocks of their papers at a fraction of the width and depth, random weights (not "
         "EfficientNet-Lite0) and batch norms that have seen photographs. `price` is what the shipped profile "
         f"`{PROFILE}` predicts, in ms; `left` are the multiply-accumulates after pruning. A file's figure is its "
-        "signal to noise ratio in dB: fp32 passes from 60, int8 from 10, as in `mobilekit plan`. `read` is a file that was "
-        "written and read back and cannot be run here.",
+        "signal to noise ratio in dB: fp32 passes from 60, int8 from 10, as in `mobilekit plan`. `read` is a file that "
+        "was written and read back and cannot be run here.",
     ]
     if missing:
         parts.append(f"Not computed yet: {', '.join(missing)}.")

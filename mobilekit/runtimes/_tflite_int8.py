@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.errors import UnsupportedError
+from mobilekit.errors import UnsupportedError, first_line
 from mobilekit.runtimes._job import quiet
 from mobilekit.runtimes._selection import Selection
 from mobilekit.runtimes._tflite_facts import schema
@@ -24,7 +24,8 @@ def quantised(
     """The float network in int8, with float32 at both ends; operators that write the tensors `left` stay in float.
 
     `interpreter` runs the same network and keeps every tensor; samples are (1, H, W, C). Static ranges are over all
-    samples; otherwise none is read. Raises UnsupportedError where a tensor of `left` cannot be told from others.
+    samples; otherwise none is read. Raises UnsupportedError where a tensor of `left` cannot be told from others, and
+    where the quantiser fails.
     """
     static = selection.activations == "static"
     ranges = _measured(interpreter, samples) if static else {}
@@ -36,8 +37,13 @@ def quantised(
 
         worker = quantizer.Quantizer(content, _recipe(selection))
         _leave_float(worker, [tensor.name.decode() for tensor in model.subgraphs[0].tensors], left)
-        found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
-        return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+        try:
+            found = _calibrated(worker, interpreter, samples[0], ranges) if static else None
+            return bytes(worker.quantize(found, enable_progress_report=False).quantized_model)
+        # It raises bare ValueErrors where it meets operators that it knows half of.
+        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+            message = f"ai-edge-quantizer cannot write the network in int8: {first_line(error)}"
+            raise UnsupportedError(message) from error
 
 
 def float_tensors(
