@@ -18,8 +18,8 @@ import zoo_report
 from mobilekit import registry
 from mobilekit.errors import UnsupportedError
 
-FAST = ("shufflenet_v2", "linknet")
-"""Unlike each other: splits and shuffles with few channels to prune; a decoder whose convolutions are transposed."""
+FAST = ("espcn", "repvgg")
+"""Unlike each other, and small: a pixel shuffle behind tanh, and a chain that residual branches were folded into."""
 REFUSES = {"convnext": "prune", "shufflenet_v1": "prune"}
 """Networks with a step that is known to be refused, with a reason: all of their channels are tied to something."""
 WRITERS = [name for name in ("onnx", "tflite", "coreml") if registry.runtime(name).unavailable() is None]
