@@ -121,6 +121,15 @@ def test_average_pools(  # noqa: PLR0917
         torch.testing.assert_close(portable(pool, x, runtime)(x), pool(x), rtol=1e-5, atol=1e-6)
 
 
+def test_a_slice_that_takes_everything_is_left_out() -> None:
+    check_same(around(lambda x: x[:, :8, :, :]), "coreml", example())
+    check_same(around(lambda x: torch.cat([x[:, 2:], x[:, :2]], 1)), "coreml", example(), rewritten=False)
+
+
+def test_a_map_without_a_batch_axis_is_left_alone() -> None:
+    check_same(nn.ConvTranspose2d(3, 4, 3, 2, 1), "tflite", example()[0], rewritten=False)
+
+
 def gated(x: Tensor, gate: nn.Module, *_: nn.Module) -> Tensor:
     return x * torch.sigmoid(gate(F.adaptive_avg_pool2d(x, 1))).expand_as(x)
 
@@ -156,7 +165,7 @@ class Everything(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.avg_pool2d(F.max_pool2d(torch.relu(self.first(x)), 2), (2,))
         x = F.avg_pool2d(F.pad(x, (0, 4, 0, 4)), 3, 2, 1, ceil_mode=True, count_include_pad=False)
-        x = gated(self.up(x), self.gate)
+        x = gated(self.up(x), self.gate)[:, :8, :, :]
         return self.last(F.adaptive_max_pool2d(x, 3).flatten(1) + F.adaptive_avg_pool2d(x, (3, 3)).flatten(1))
 
 

@@ -64,6 +64,12 @@ def _without_expansion(node: fx.Node) -> bool:
     return True
 
 
+def _without_alias(node: fx.Node) -> bool:
+    """Leave out what a slice that takes everything becomes: coremltools does not know it."""
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    return True
+
+
 def _in_place(node: fx.Node) -> bool:
     return str(node.target._opname).endswith("_")  # type: ignore[union-attr]
 
@@ -80,6 +86,8 @@ def _whole_transposed(node: fx.Node) -> bool:
     )
     stride, padding, more, dilation = (pools.pair(each) for each in (stride, padding, more, dilation))
     sizes, results = pools.shape_of(data)[2:], pools.shape_of(node)[2:]
+    if len(sizes) != 2:  # without a batch axis
+        return False
     multiple = all(given == size * step for given, size, step in zip(results, sizes, stride, strict=True))
     if not any(more) and (multiple or not any(padding)):
         return False
@@ -111,7 +119,12 @@ POOLS: dict[str, Rule] = {
 }
 RULES: dict[str, dict[str, Rule]] = {
     "onnx": {**POOLS, "avg_pool2d": pools.average_with_ends},
-    "coreml": {**POOLS, "max_pool2d": pools.maximum_with_stride, "max_pool2d_with_indices": pools.maximum_with_stride},
+    "coreml": {
+        **POOLS,
+        "max_pool2d": pools.maximum_with_stride,
+        "max_pool2d_with_indices": pools.maximum_with_stride,
+        "alias": _without_alias,
+    },
     "tflite": {
         **POOLS,
         "avg_pool2d": pools.average_with_padding,
