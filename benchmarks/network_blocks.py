@@ -27,10 +27,10 @@ def plain(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: 
     )
 
 
-def head(inputs: int, hidden: int = 0, act: Activation = nn.Hardswish) -> nn.Sequential:
+def head(inputs: int, hidden: int = 0, act: Activation = nn.Hardswish, classes: int = CLASSES) -> nn.Sequential:
     """Global pool and classifier."""
     layers: list[nn.Module] = [nn.Linear(inputs, hidden), act()] if hidden else []
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers, nn.Linear(hidden or inputs, CLASSES))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers, nn.Linear(hidden or inputs, classes))
 
 
 class Residual(nn.Module):

@@ -21,6 +21,7 @@ from torch import nn
 
 from mobilekit import documents
 from mobilekit.errors import BadInputError
+from mobilekit.named_models import module_of, short_name
 from mobilekit.types import Calibration, Candidate, Network, Preprocessing
 
 CALIBRATION_SAMPLES = 512
@@ -86,13 +87,15 @@ class Opened:
     @property
     def name(self) -> str:
         """What files are called after."""
-        spec = self.spec
-        return re.sub(r"[^A-Za-z0-9_]+", "_", Path(spec).stem if spec.endswith(".py") else spec.rpartition(".")[2])
+        return re.sub(r"[^A-Za-z0-9_]+", "_", short_name(self.spec))
 
 
 def opened(spec: str) -> Opened:
-    """Import `file.py` or `package.module`. Raises BadInputError where it gives no float32 network or no example."""
-    source = _import(spec)
+    """Import `file.py` or `package.module`; `timm:NAME` and `torchvision:NAME` where those are installed.
+
+    Raises BadInputError where it gives no float32 network or no example.
+    """
+    source = module_of(spec) or _import(spec)
     network = _call(source, spec, "model", required=True)
     if not isinstance(network, nn.Module):
         raise BadInputError(f"model() in '{spec}' must return a torch.nn.Module, not {type(network).__name__}")

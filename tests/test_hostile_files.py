@@ -254,7 +254,7 @@ def opened(place: Yard, rng: Random, v: Valid) -> None:
     path = damaged_model(place, rng, v.models[name], "net" + runtime.suffix)
     survives(place, lambda: runtime.describe(path))
     if runtime.name == "onnx":  # LiteRT crashes on some files, which only `measured` may hand to it
-        survives(place, lambda: runtime.open(path)(np.zeros((1, 3, 16, 16), np.float32)))
+        survives(place, lambda: runtime.open(path)([np.zeros((1, 3, 16, 16), np.float32)]))
     survives(place, lambda: packing.pack(path, place.inside / "made.mkpack"), "inside/made.mkpack")
 
 

@@ -24,9 +24,9 @@ from torch import nn
 
 from mobilekit import manifest, pipeline, schemas
 from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.exportable import of_module
 from mobilekit.store import Store
 from mobilekit.types import ExportedModel, FileFacts, Parity, Preprocessing, QuantSpec, TensorSpec
-from mobilekit.workload import of_module
 
 Runner = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -149,7 +149,7 @@ def written(tmp_path: Path, **changes: Any) -> Path:
     workload = of_module(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4), [], "net")
     settings: dict[str, Any] = {"models": [model_of(2, 3)], "inputs": inputs, "outputs": outputs, **changes}
     spec = QuantSpec(operators={"0": "int8"})
-    return manifest.write(Store(tmp_path), workload=workload, quantisation=spec, **settings)
+    return manifest.write(Store(tmp_path), source=workload, quantisation=spec, **settings)
 
 
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:

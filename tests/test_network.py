@@ -359,9 +359,8 @@ def test_channels_that_others_watch_are_refused() -> None:
 @pytest.mark.parametrize(
     ("layer", "width"),
     [
-        (nn.GroupNorm(2, 8), 8), (nn.InstanceNorm2d(8, affine=True), 8), (nn.PixelShuffle(2), 2),
-        (nn.LocalResponseNorm(3), 8), (nn.GLU(1), 4), (nn.ConvTranspose2d(8, 8, 2, groups=8), 8),
-        (nn.ChannelShuffle(2), 8), (nn.Softmax2d(), 8),
+        (nn.GroupNorm(2, 8), 8), (nn.PixelShuffle(2), 2), (nn.LocalResponseNorm(3), 8), (nn.GLU(1), 4),
+        (nn.ConvTranspose2d(8, 8, 2, groups=8), 8), (nn.ChannelShuffle(2), 8), (nn.Softmax2d(), 8),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -370,6 +369,19 @@ def test_layers_that_mix_or_count_channels_keep_them(layer: nn.Module, width: in
     network = trace(module, example())
     assert open_groups(network) == {"0": 6}
     assert "1" in {g for g, group in network.groups.items() if group.refused}
+
+
+def test_an_instance_norm_follows_its_channels() -> None:
+    norm = nn.InstanceNorm2d(8, affine=True)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    network = trace(module, example())
+    assert open_groups(network) == {"0": 8}
+    assert_removed_equals_silenced(module, network, {"0": [1, 6, 7]}, readers_too=False)
+    slim = shrink(module, network, {"0": [0, 2, 3]})
+    assert slim.get_submodule("1").num_features == 3
+    assert summary(trace(slim, example())) == summary(network.with_widths({"0": 3}))
 
 
 def test_two_weights_of_one_layer_and_a_bare_layer_have_names_of_their_own() -> None:
@@ -413,7 +425,7 @@ def test_every_open_group_can_be_removed_alone_and_with_all_others(name: str) ->
 
 
 def summary(network: Network) -> list[object]:
-    return [(o.name, o.kind, o.module, o.inputs, o.activation, network.shape(o)) for o in network.operators]
+    return [(o.name, o.kind, o.module, o.inputs, o.activation, o.groups, network.shape(o)) for o in network.operators]
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"watched"}))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mobilekit.cli.terminal import JsonFlag, Out, Seed, documents, errors, figure, listening, number
 from mobilekit.errors import BadInputError
+from mobilekit.named_models import short_name
 from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report
 
 app = typer.Typer(
@@ -274,7 +275,7 @@ def _export_table(models: list[ExportedModel]) -> Table:
 
 
 def _default_out(workload: str) -> Path:
-    return Path("mobilekit-out") / (Path(workload).stem if workload.endswith(".py") else workload.rpartition(".")[2])
+    return Path("mobilekit-out") / short_name(workload)
 
 
 def _finish(report: Report, folder: Path, as_json: bool, *, dry: bool = False) -> None:

@@ -206,6 +206,7 @@ RULES: dict[str, Rule] = {
     "conv_transpose2d": weighted.conv_transpose,
     "linear": weighted.linear,
     "batch_norm": weighted.batch_norm,
+    "instance_norm": weighted.instance_norm,
     **dict.fromkeys(("add", "sub", "mul", "div", "pow", "maximum", "minimum"), _elementwise),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), _pool),
     **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _pool_to_size),

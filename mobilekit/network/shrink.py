@@ -87,7 +87,7 @@ def _mend_attributes(layer: nn.Module) -> None:
         layer.in_channels = layer.weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(layer, nn.modules.batchnorm._NormBase):  # batch and instance norms
         kept = next(t for t in (layer.running_mean, layer.weight) if t is not None)
         layer.num_features = kept.shape[0]
     elif isinstance(layer, nn.PReLU):

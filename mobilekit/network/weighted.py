@@ -94,3 +94,10 @@ def batch_norm(walk: Walk, node: fx.Node) -> None:
     else:
         walk.layouts[node] = walk.layout(data)
         walk.operator(node, "batch_norm", [data])
+
+
+def instance_norm(walk: Walk, node: fx.Node) -> None:
+    """An instance norm: statistics of each map alone, with perhaps a scale and a shift a channel."""
+    for parameter in tensors_in(node)[1:]:
+        walk.axis(node, parameter, 0, walk.layout(node_argument(node, 0)))
+    walk.same_channels(node, "other")

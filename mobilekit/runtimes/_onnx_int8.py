@@ -27,16 +27,20 @@ def prepared(model: Any, folder: Path) -> Any:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     source, path = folder / "float.onnx", folder / "prepared.onnx"
-    onnx.save(model, str(source))
-    try:
-        # Where its shape inference stops half-way, onnxruntime leaves a file in the working directory.
-        with quiet(), contextlib.chdir(folder):
-            # onnxruntime's own inference gives up on some operators where the batch is open; onnx's does not.
-            sizes = model.graph.input[0].type.tensor_type.shape.dim
-            quant_pre_process(str(source), str(path), skip_symbolic_shape=not sizes[0].HasField("dim_value"))
-    # It raises whatever its many rules raise, bare assertions among them.
-    except Exception as error:
-        raise UnsupportedError(f"onnxruntime cannot prepare the network for int8: {first_line(error)}") from error
+    onnx.save(model, str(source))  # a model in memory would lose its weights to the first attempt
+    # onnxruntime's own shape inference does not know every operator (a maximum over axes, for one), nor some with an
+    # open batch; ONNX's then does.
+    for skipped in (False, True):
+        try:
+            # Where it stops half-way, it leaves a file in the working directory.
+            with quiet(), contextlib.chdir(folder):
+                quant_pre_process(str(source), str(path), skip_symbolic_shape=skipped)
+            break
+        # It raises whatever its many rules raise, bare assertions among them.
+        except Exception as error:
+            if skipped:
+                message = f"onnxruntime cannot prepare the network for int8: {first_line(error)}"
+                raise UnsupportedError(message) from error
     ready = onnx.load(str(path))
     taken: set[str] = set()
     for number, node in enumerate(ready.graph.node):

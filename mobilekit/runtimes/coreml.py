@@ -24,6 +24,7 @@ from mobilekit.runtimes._job import (
     refuse_quantised_ends,
     refuse_unknown,
 )
+from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import Selection, selection
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
 
@@ -188,7 +189,9 @@ def _converted(source: Source, precision: Precision, ios: int) -> Any:
         import coremltools
 
         try:
-            exported = torch.export.export(source.module, source.inputs, dynamic_shapes=source.dynamic_shapes)
+            exported = torch.export.export(
+                portable(source, "coreml"), source.inputs, dynamic_shapes=source.dynamic_shapes
+            )
             program = exported.run_decompositions({})
             first = coremltools.RangeDim(1, MOST_BATCH, default=1) if source.open_batch else 1
             return coremltools.convert(

@@ -29,6 +29,7 @@ from mobilekit.runtimes._job import (
 )
 from mobilekit.runtimes._onnx_opset import OLDEST_EXPORTED, to_opset_17
 from mobilekit.runtimes._onnx_registry import keep_operators
+from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
 from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
@@ -161,7 +162,7 @@ def _float_model(source: Source, opset: int) -> Any:
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                source.module,
+                portable(source, "onnx"),
                 source.inputs,
                 dynamo=True,
                 optimize=True,

@@ -27,6 +27,7 @@ from mobilekit.runtimes._job import (
     refuse_unknown,
     telling_sample,
 )
+from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import Selection, selection
 from mobilekit.runtimes._tflite_ends import name_ends
 from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
@@ -212,9 +213,11 @@ def _write_float(source: Source, path: Path) -> None:
 
         maps_in = [i for i, value in enumerate(source.inputs) if value.ndim == MAP]
         maps_out = [i for i, value in enumerate(source.outputs.values()) if value.ndim == MAP]
-        wrapped = litert_torch.to_channel_last_io(source.module, args=maps_in, outputs=maps_out).eval()
         sample = tuple(v.permute(0, 2, 3, 1).contiguous() if v.ndim == MAP else v for v in source.inputs)
         try:
+            known = portable(source, "tflite")
+            wrapped = litert_torch.to_channel_last_io(known, args=maps_in, outputs=maps_out)
+            wrapped.training = False  # `known` is in eval mode already, and may be a graph that refuses to be told
             litert_torch.convert(wrapped, sample).export(str(path))
         # The converter raises whatever its many passes raise; the user needs to know that it was the converter.
         except Exception as error:

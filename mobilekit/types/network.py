@@ -157,12 +157,18 @@ class Network(Value):
         return self.precisions.get(operator.name, "fp32")
 
     def with_widths(self, widths: Mapping[str, int]) -> Network:
-        """The same network with other channel counts."""
+        """The same network with other channel counts, and depthwise convolutions with as many groups as channels."""
         groups = {
             name: group.model_copy(update={"width": widths[name]}) if name in widths else group
             for name, group in self.groups.items()
         }
-        return self.model_copy(update={"groups": groups})
+        changed = self.model_copy(update={"groups": groups})
+        return changed.model_copy(update={"operators": tuple(map(changed._counted, self.operators))})
+
+    def _counted(self, operator: Operator) -> Operator:
+        """The operator with the number of groups that a module of these widths has."""
+        count = self.width(operator.in_groups) * operator.in_repeat if operator.depthwise else operator.groups
+        return operator if count == operator.groups else operator.model_copy(update={"groups": count})
 
     def with_precisions(self, precisions: Mapping[str, Precision]) -> Network:
         """The same network with these operators in these precisions."""
