@@ -386,7 +386,9 @@ def test_export_and_measure(run: Cli) -> None:
     Path("fresh.py").write_text(FILES["fresh.py"], encoding="utf-8")
     done = run("export", "fresh.py", "--to", "onnx", "--precision", "int8", "--out", "models", "--json")
     assert done.code == 0, done.err
-    (model,) = json.loads(done.out)
+    document = json.loads(done.out)
+    assert document["failures"] == []
+    (model,) = document["models"]
     assert (model["path"], model["precision"], model["parity"]["status"]) == (
         "models/fresh.int8.onnx",
         "int8",
@@ -468,5 +470,7 @@ def test_formats_that_cannot_be_written_do_not_stop_the_others(run: Cli) -> None
     Path("fresh.py").write_text(FILES["fresh.py"], encoding="utf-8")
     done = run("export", "fresh.py", "--to", "onnx,coreml", "--precision", "fp16", "--out", "half", "--json")
     assert done.code == 1
-    assert [model["runtime"] for model in json.loads(done.out)] == ["coreml"]
+    document = json.loads(done.out)
+    assert [model["runtime"] for model in document["models"]] == ["coreml"]
+    assert [failure["subject"] for failure in document["failures"]] == ["onnx fp16"]
     assert "onnx files are written in fp32, int8, not in fp16" in done.err

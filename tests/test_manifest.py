@@ -160,7 +160,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         ("age", 192, (4, 2), "NC"),
         ("box", 224, (4, 4), "NC"),
         ("map", 288, (4, 1, 2, 2), "NCHW"),
-        ("row", 352, (4, 2, 3), ""),
+        ("row", 352, (4, 2, 3), "NCL"),
     ]
     assert read.golden.size_bytes == (tmp_path / "golden.bin").stat().st_size == 448
     found, inputs, outputs = manifest_reader.load(tmp_path)

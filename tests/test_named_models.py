@@ -108,8 +108,8 @@ def test_timm_with_its_weights() -> None:
     assert found.name == "small_net_tag_in1k"
     assert found.example_input.shape == (1, 3, 28, 20)
     assert found.preprocessing is not None
-    assert (found.preprocessing["mean"], found.preprocessing["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
-    assert found.preprocessing["resize"] == {"shorter_side": 25, "interpolation": "bicubic"}
+    assert (found.preprocessing.mean, found.preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert (found.preprocessing.resize.shorter_side, found.preprocessing.resize.interpolation) == (25, "bicubic")
     assert (found.trusted, found.data) == (False, workload.NO_DATA)
     assert not found.module.training
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
@@ -131,7 +131,7 @@ def test_torchvision_with_labels_and_sizes_of_its_weights(name: str, side: int, 
     assert bare.labels is None
     assert found.example_input.shape == bare.example_input.shape == (1, 3, side, side)
     assert found.preprocessing is not None
-    assert found.preprocessing["resize"] == {"shorter_side": shorter, "interpolation": "bilinear"}
+    assert (found.preprocessing.resize.shorter_side, found.preprocessing.resize.interpolation) == (shorter, "bilinear")
 
 
 @pytest.mark.usefixtures("packages")

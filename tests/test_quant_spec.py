@@ -26,6 +26,7 @@ from mobilekit.network.observation import activation_ranges
 from mobilekit.runtimes import _mil_program
 from mobilekit.runtimes import onnx as onnx_runtime
 from mobilekit.runtimes import tflite as tflite_runtime
+from mobilekit.runtimes._job import Source
 from mobilekit.runtimes._onnx_weights import _rounded
 from mobilekit.transforms.int8 import for_file
 from mobilekit.types import Calibration, Candidate, ExportJob, FileFacts, Option, Plan, QuantSpec
@@ -99,16 +100,16 @@ def converted_once() -> Iterator[None]:
     files: dict[str, bytes] = {}
     to_onnx, to_tflite = onnx_runtime._float_model, tflite_runtime._write_float
 
-    def float_model(module: nn.Module, example: torch.Tensor) -> Any:
-        name = identity(module)
+    def float_model(source: Source, opset: int) -> Any:
+        name = identity(source.network)
         if name not in protos:
-            protos[name] = to_onnx(module, example)
+            protos[name] = to_onnx(source, opset)
         return copy.deepcopy(protos[name])
 
-    def write_float(module: nn.Module, example: torch.Tensor, path: Path) -> None:
-        name = identity(module)
+    def write_float(source: Source, path: Path) -> None:
+        name = identity(source.network)
         if name not in files:
-            to_tflite(module, example, path)
+            to_tflite(source, path)
             files[name] = path.read_bytes()
         path.write_bytes(files[name])
 

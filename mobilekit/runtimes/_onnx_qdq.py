@@ -90,7 +90,9 @@ class _Marks:
             elif node.op in PASSING:
                 self._pass_on(node)
             elif node.op in WEIGHTED:
-                self._mark(node.inputs[0], node.outputs[0])
+                # as in `_onnx_int8`: a linear layer that writes an output of the network writes it in float
+                sums = node.op == "Gemm" and node.outputs[0] in self.outputs and not self.readers[node.outputs[0]]
+                self._mark(node.inputs[0], *([] if sums else node.outputs[:1]))
             else:
                 self._mark(*node.inputs, *node.outputs)
 

@@ -79,7 +79,14 @@ def _linear(writer: Writer, step: Step) -> Activation:
         raise refusal(step, f"it reads {shape.in_channels} features of {source.elements}")
     if source.elements != source.dims[-1]:
         source = _flattened(writer, source)
-    weights = writer.weights((shape.out_channels, shape.in_channels), 0, source)
+    dims = (shape.out_channels, shape.in_channels)
+    if step.writes_output and writer.int8:
+        # as in `_tflite_int8`: it quantises its input by itself, and writes float
+        weights = writer.weights(dims, 0, source, float_bias=True)
+        source = writer.cast(source, False)
+        writer.begin(step.name, False)
+    else:
+        weights = writer.weights(dims, 0, source)
     vector = len(source.dims) == 2
     return writer.apply(
         "FULLY_CONNECTED",

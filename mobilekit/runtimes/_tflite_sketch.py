@@ -98,6 +98,7 @@ class _Sketch:
                 feeds_linear=bool(readers) and all(reader.kind == "linear" for reader in readers),
                 feeds_weights=len(readers) == 1 and readers[0].kind in FOLDING,
                 first_channel=first,
+                writes_output=not readers,
             ),
         )
         self.results[operator.name] = result

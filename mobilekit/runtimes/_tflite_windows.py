@@ -28,6 +28,8 @@ class Step:
     """The one operator that reads it has weights: a factor is folded into them."""
     first_channel: int = 0
     """Where a slice begins."""
+    writes_output: bool = False
+    """Nobody reads it: it is an output of the network."""
 
     @property
     def source(self) -> Activation:

@@ -94,7 +94,9 @@ class Writer:
         facts = (np.array([value / number]), np.array([0]), 0)
         return self.tables.tensor(self._name(part), dims, "INT8", facts, np.full(dims, number, np.int8))
 
-    def weights(self, dims: tuple[int, ...], axis: int, source: Activation) -> tuple[int, int]:
+    def weights(
+        self, dims: tuple[int, ...], axis: int, source: Activation, float_bias: bool = False
+    ) -> tuple[int, int]:
         """Weight and bias that keep the size of what they are applied to; in int8 one scale per output channel."""
         tables, count = self.tables, dims[axis]
         names = self._name("weight"), self._name("bias")
@@ -109,11 +111,11 @@ class Writer:
         scales, zeros = np.full(count, reach / 127, np.float32), np.zeros(count, np.int64)
         steps = scales * np.float32(tables.quantisation(source.index)[0])
         whole = self._random.integers(-127, 128, dims, np.int8)
+        weight_index = tables.tensor(names[0], dims, "INT8", (scales, zeros, axis), whole)
+        if float_bias:
+            return weight_index, tables.tensor(names[1], (count,), "FLOAT32", data=np.full(count, BIAS, np.float32))
         bias = np.round(BIAS / steps).astype(np.int32)
-        return (
-            tables.tensor(names[0], dims, "INT8", (scales, zeros, axis), whole),
-            tables.tensor(names[1], (count,), "INT32", (steps, zeros, 0), bias),
-        )
+        return weight_index, tables.tensor(names[1], (count,), "INT32", (steps, zeros, 0), bias)
 
     def _name(self, part: str) -> str:
         name = f"{self._operator}/{part}" if self._operator else part

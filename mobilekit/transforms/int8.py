@@ -104,10 +104,12 @@ def for_file(candidate: Candidate, calibration: Calibration) -> Candidate:
     """The candidate as an int8 file is written from it: weights prepared, ranges of activations in its QuantSpec.
 
     The same network with the same layers (`_quantisation.rounded_for_file`); the module of a float file stays as it
-    is. Where weights cannot be prepared (no layer in int8, batch norms that cannot be folded, inputs that are not
-    finite) the module is the candidate's own. Without calibration inputs it is the candidate itself.
+    is. Where weights cannot be prepared (no layer in int8, batch norms that cannot be folded) the module is the
+    candidate's own. Without calibration inputs that are all finite it is the candidate itself.
     """
     if candidate.quant is None or not calibration.inputs:
+        return candidate
+    if not all(bool(batch.isfinite().all()) for batch in calibration.inputs):
         return candidate
     from mobilekit.transforms._quantisation.once import prepared_once
 
