@@ -204,7 +204,7 @@ def test_an_operator_alone_is_what_the_exporter_writes(name: str, precision: Pre
     if precision == "int8":
         network = in_int8(network)
         # a linear layer that writes the output writes it in float
-        codes = ["QUANTIZE", *(codes[:-1] + ["DEQUANTIZE", codes[-1]] if name == "linear" else [*codes, "DEQUANTIZE"])]
+        codes = ["QUANTIZE", *([*codes[:-1], "DEQUANTIZE", codes[-1]] if name == "linear" else [*codes, "DEQUANTIZE"])]
     path = tmp_path / "x.tflite"
     assert written(network, path).codes == codes
     (output,) = run(path)
