@@ -14,9 +14,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import mobilekit as mk
-from mobilekit import registry
+from mobilekit import pipeline, registry
 from mobilekit.cli import app
 from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.types import WeightForm
 
 SIZE = 12
 ANYWHERE = {name: not registry.runtime(name).unavailable() for name in ("onnx", "tflite", "coreml")}
@@ -286,3 +287,56 @@ def test_bad_input_error_is_what_the_command_raises(tmp_path: Path) -> None:
     path.write_text(WORKLOAD)
     done = CliRunner().invoke(app, ["export", str(path), "--to", "onnx", "--ios", "17", "--out", str(tmp_path / "out")])
     assert isinstance(done.exception, BadInputError)
+
+
+# ---------------------------------------------------------------- packed weights of packages
+
+
+@pytest.mark.skipif(not ANYWHERE["coreml"], reason="coremltools is missing")
+@pytest.mark.parametrize(
+    ("form", "ios", "least_db"),
+    [("int8", 7, 30), ("int4", 9, 12), ("palette8", 7, 40), ("palette6", 7, 28), ("palette4", 7, 15)],
+)
+def test_weights_of_a_package_are_packed(form: WeightForm, ios: int, least_db: float, tmp_path: Path) -> None:
+    import coremltools
+
+    order = pipeline.Order(("coreml",), "int8", mk.ExportOptions(weights=form), activations="float")
+    Path(tmp_path, "net.py").write_text(WORKLOAD, encoding="utf-8")
+    (model,), failures = pipeline.export_workload(str(tmp_path / "net.py"), order, tmp_path, pipeline.Listener())
+    assert not failures
+    assert coremltools.utils.load_spec(model.path).specificationVersion == ios
+    assert model.facts.weights == {form: 2}
+    assert model.parity.status == "evaluated"
+    assert model.parity.sqnr_db > least_db
+
+
+@pytest.mark.parametrize("to", [name for name in ("onnx", "tflite") if ANYWHERE[name]])
+def test_forms_of_weights_that_a_format_has_not_are_refused(to: str, tmp_path: Path) -> None:
+    with pytest.raises(MobilekitError, match="store quantised weights as int8: palette4 is for Core ML"):
+        exported(small, to, "int8", tmp_path, weights="palette4")
+
+
+@pytest.mark.skipif(not ANYWHERE["coreml"], reason="coremltools is missing")
+def test_coarse_weights_and_int8_arithmetic_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(MobilekitError, match="int4 weights go with float activations"):
+        exported(small, "coreml", "int8", tmp_path, weights="int4")
+
+
+WORKLOAD = """
+import torch
+from torch import nn
+
+
+def model():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 64))
+    return nn.Sequential(*layers)
+
+
+def example_input():
+    return torch.zeros(1, 3, 16, 16)
+
+
+def calibration_data():
+    return [torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))]
+"""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.table import Table
@@ -14,7 +14,8 @@ from rich.table import Table
 from mobilekit.cli.terminal import JsonFlag, Out, Seed, documents, errors, figure, listening, number
 from mobilekit.errors import BadInputError
 from mobilekit.named_models import short_name
-from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report
+from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report, WeightForm
+from mobilekit.types.plan import Activations
 
 app = typer.Typer(
     help="A trained CNN and a latency budget in; checked mobile files and a measured report out.",
@@ -130,6 +131,12 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="Leave the batch open: ONNX and Core ML.")
     ] = False,
+    activations: Annotated[
+        str, typer.Option("--activations", help="Of int8 files: static, dynamic, or float (weights alone).")
+    ] = "static",
+    weights: Annotated[
+        str, typer.Option("--weights", help="Core ML, float activations: int8, int4, palette8, palette6, 4 or 2.")
+    ] = "int8",
     io: Annotated[str, typer.Option("--io", help="float, or int8: inputs and outputs of TFLite int8 files.")] = "float",
     as_json: JsonFlag = False,
 ) -> None:
@@ -142,8 +149,11 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     names = [name.strip() for name in to.split(",") if name.strip()]
     if not names:
         raise BadInputError("--to names no format: give onnx, tflite or coreml")
-    options = _export_options(names, opset, ios, io).model_copy(update={"dynamic_batch": dynamic_batch})
-    order = pipeline.Order(tuple(names), known[precision], options)
+    given = {"opset": opset, "ios": ios, "io": io, "weights": weights, "dynamic_batch": dynamic_batch}
+    kinds: dict[str, Activations] = {"static": "static", "dynamic": "dynamic", "float": "float"}
+    if activations not in kinds:
+        raise BadInputError(f"--activations is static, dynamic or float, not '{activations}'")
+    order = pipeline.Order(tuple(names), known[precision], _export_options(names, given), kinds[activations])
     with listening() as listener:
         models, failures = pipeline.export_workload(workload, order, out, listener)
     if as_json:
@@ -251,14 +261,14 @@ def doctor(as_json: JsonFlag = False) -> None:
 # ---------------------------------------------------------------- what they print
 
 
-def _export_options(names: list[str], opset: int | None, ios: int | None, io: str) -> ExportOptions:
+def _export_options(names: list[str], given: dict[str, str | int | bool | None]) -> ExportOptions:
     """What was asked for; an option of a format that is not written is a mistake."""
-    if io not in ("float", "int8"):
-        raise BadInputError(f"--io is float or int8, not '{io}'")
-    for option, value, name in (("--opset", opset, "onnx"), ("--ios", ios, "coreml")):
-        if value is not None and name not in names:
-            raise BadInputError(f"{option} is for {name} files: add {name} to --to, or leave it out")
-    given = {"opset": opset, "ios": ios, "io": io}
+    for option, values in (("io", ("float", "int8")), ("weights", get_args(WeightForm))):
+        if given[option] not in values:
+            raise BadInputError(f"--{option} is one of {', '.join(values)}, not '{given[option]}'")
+    for option, name in (("opset", "onnx"), ("ios", "coreml")):
+        if given[option] is not None and name not in names:
+            raise BadInputError(f"--{option} is for {name} files: add {name} to --to, or leave it out")
     return ExportOptions.model_validate({key: value for key, value in given.items() if value is not None})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mobilekit import bench, exportable, registry
 from mobilekit.cost.published import Selection
-from mobilekit.errors import BadInputError, MobilekitError, StorageError
+from mobilekit.errors import BadInputError, MobilekitError, StorageError, UnsupportedError
 from mobilekit.exportable import Exportable
 from mobilekit.interfaces import Progress, Runtime
 from mobilekit.network import trace
@@ -38,6 +38,7 @@ from mobilekit.types import (
     RuntimeEntry,
     Untraced,
 )
+from mobilekit.types.plan import Activations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,6 +150,8 @@ class Order:
     to: tuple[str, ...]
     precision: Precision
     options: ExportOptions
+    activations: Activations = "static"
+    """Of int8 files."""
 
 
 def export_workload(
@@ -167,11 +170,11 @@ def _export(
 ) -> tuple[list[ExportedModel], list[Failure]]:
     precision = order.precision
     runtimes, failures = _writers(order.to, precision)
-    if precision == "int8" and not source.trusted:
+    if precision == "int8" and order.activations == "static" and not source.trusted:
         raise BadInputError(
             f"int8 needs calibration inputs: define calibration_data() in '{source.spec}', or give calibration="
         )
-    candidate = _in_int8(source) if precision == "int8" else Untraced(source.module, source.inputs)
+    candidate = _in_int8(source, order.activations) if precision == "int8" else Untraced(source.module, source.inputs)
     store = Store(out)
     store.open()
     written = []
@@ -191,19 +194,24 @@ def _export(
     return written, failures
 
 
-def _in_int8(source: Exportable) -> Candidate | Untraced:
+def _in_int8(source: Exportable, activations: Activations) -> Candidate | Untraced:
     """The network in int8: by its operators where they can be traced, so that weights are prepared; else as a whole."""
     untraced = Untraced(source.module, source.inputs)
-    if not source.plannable:
-        return untraced
     try:
+        if not source.plannable:
+            raise UnsupportedError("it has several inputs or outputs")
         network = trace(source.module, source.inputs[0], source.name)
-    except MobilekitError:  # what a plan cannot follow may be exported all the same
-        return untraced
+    except MobilekitError as error:
+        if activations == "static":  # what a plan cannot follow may be exported all the same
+            return untraced
+        raise UnsupportedError(
+            f"int8 with {activations} activations needs a network that is traced: {error}"
+        ) from error
     candidate = Candidate(source.module, source.inputs[0], network)
     lever = registry.transform("int8")
     for option in lever.options(network, RuntimeEntry(name="any", precisions=("int8",), channel_multiple=1)):
-        candidate = lever.apply(candidate, option)
+        asked = option.model_copy(update={"settings": {**option.settings, "activations": activations}})
+        candidate = lever.apply(candidate, asked)
     return candidate
 
 

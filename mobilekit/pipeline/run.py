@@ -103,7 +103,9 @@ def export_job(
     options = options or ExportOptions()
     if precision != "int8":
         return ExportJob(candidate, precision, str(path), options=options)
-    return ExportJob(for_int8(candidate, source), precision, str(path), source.calibration_arrays(), options)
+    # what is rounded for int8 is no better a start for coarser forms of weights
+    ready = for_int8(candidate, source) if options.weights == "int8" else candidate
+    return ExportJob(ready, precision, str(path), source.calibration_arrays(), options)
 
 
 def for_int8(candidate: Candidate | Untraced, source: Exportable) -> Candidate | Untraced:

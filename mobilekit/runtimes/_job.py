@@ -177,6 +177,12 @@ def refuse_other_counts(given: Sequence[object], inputs: Sequence[object]) -> No
         raise BadInputError(f"the file takes {len(inputs)} inputs, and {len(given)} were given")
 
 
+def refuse_other_weights(name: str, job: ExportJob) -> None:
+    """Raise UnsupportedError where weights are to be stored in a form that only Core ML has."""
+    if job.precision == "int8" and job.options.weights != "int8":
+        raise UnsupportedError(f"{name} files store quantised weights as int8: {job.options.weights} is for Core ML")
+
+
 def refuse_quantised_ends(name: str, job: ExportJob) -> None:
     """Raise UnsupportedError where inputs and outputs are to be int8 in a format that has them in float."""
     if job.options.io == "int8":

@@ -15,7 +15,7 @@ from mobilekit.files import appearing
 from mobilekit.interfaces import Session
 from mobilekit.runtimes import _coreml_facts, _mil_program
 from mobilekit.runtimes._coreml_int8 import INT8_KINDS, placement, with_rounded_tensors
-from mobilekit.runtimes._coreml_weights import with_int8_weights
+from mobilekit.runtimes._coreml_weights import with_packed_weights
 from mobilekit.runtimes._job import (
     Source,
     private_copy,
@@ -26,11 +26,11 @@ from mobilekit.runtimes._job import (
 )
 from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import Selection, selection
-from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
+from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, WeightForm
 
 OLDEST_IOS, USUAL_IOS = 15, 16
-FIRST_IOS_WITH_INT8, FIRST_IOS_IN_INT8 = 16, 17
-"""Programs can hold int8 weights since the first, and quantise operations since the second."""
+FIRST_IOS_WITH_INT8, FIRST_IOS_IN_INT8, FIRST_IOS_WITH_INT4 = 16, 17, 18
+"""Programs can hold int8 weights and palettes since the first, quantise operations since the second."""
 MOST_BATCH = 64
 """Core ML wants a bound for an axis that is left open."""
 
@@ -70,8 +70,9 @@ class Coreml:
         fp16 computes in half precision. int8 is the fp16 program with symmetric int8 weights, a scale per output
         channel, and is what `candidate.quant` says (None: the whole network, static). Static, for iOS 17 or newer:
         quantise and dequantise operations with the spec's ranges around convolutions, linear layers, sums and pools;
-        what else there is stays in half precision. Weight-only: nothing but the weights is int8, so that the file is
-        smaller, not necessarily faster. Operators that the spec leaves in float keep fp16 weights.
+        what else there is stays in half precision. Weight-only: nothing but the weights is int8, or what
+        `options.weights` says, so that the file is smaller, not necessarily faster. Operators that the spec leaves in
+        float keep fp16 weights.
 
         Raises UnsupportedError where the network cannot be converted as asked, and for dynamic int8, which Core ML has
         not; BadInputError where static int8 has no calibration.
@@ -84,9 +85,14 @@ class Coreml:
         choice = selection(job.candidate) if job.precision == "int8" else None
         if choice is not None and choice.activations == "dynamic":
             raise UnsupportedError("Core ML has no dynamic int8: ask for weight-only int8 (activations: float)")
-        needed, ios = _needed(choice), job.options.ios
+        form, ios = job.options.weights, job.options.ios
+        if choice is not None and choice.activations == "static" and form != "int8":
+            raise UnsupportedError(
+                f"{form} weights go with float activations: ask for them (--activations float), or for int8 weights"
+            )
+        needed = _needed(choice, form)
         if ios is not None and ios < needed:
-            what = "compute in int8" if needed == FIRST_IOS_IN_INT8 else "hold int8 weights"
+            what = "compute in int8" if needed == FIRST_IOS_IN_INT8 else f"hold {form} weights"
             raise UnsupportedError(
                 f"Core ML files for iOS {ios} cannot {what}: ask for iOS {needed} or newer, or for fp16"
             )
@@ -97,7 +103,7 @@ class Coreml:
             if place.scales:
                 model = with_rounded_tensors(model, place.scales)
             with quiet(native=True):
-                model = with_int8_weights(model, place.float_weights)
+                model = with_packed_weights(model, job.options.weights, place.float_weights)
         with appearing(Path(job.path)) as draft, quiet():
             model.save(str(draft))
 
@@ -141,10 +147,12 @@ class Coreml:
         raise UnsupportedError("Core ML networks cannot be timed off macOS; use a profile fitted to an Apple device")
 
 
-def _needed(choice: Selection | None) -> int:
+def _needed(choice: Selection | None, form: WeightForm) -> int:
     """The oldest iOS whose programs can hold such a file."""
     if choice is None:
         return OLDEST_IOS
+    if form == "int4":
+        return FIRST_IOS_WITH_INT4
     return FIRST_IOS_IN_INT8 if choice.activations == "static" else FIRST_IOS_WITH_INT8
 
 

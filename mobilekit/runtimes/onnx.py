@@ -23,6 +23,7 @@ from mobilekit.runtimes._job import (
     quiet,
     ranges_of,
     refuse_other_counts,
+    refuse_other_weights,
     refuse_quantised_ends,
     refuse_unknown,
     telling_sample,
@@ -74,6 +75,7 @@ class Onnx:
         calibration.
         """
         refuse_unknown("ONNX", job.precision, self.precisions)
+        refuse_other_weights("ONNX", job)
         refuse_quantised_ends("ONNX", job)
         source = private_copy(job)
         if job.precision != "int8":

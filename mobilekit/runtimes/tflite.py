@@ -23,6 +23,7 @@ from mobilekit.runtimes._job import (
     quiet,
     ranges_of,
     refuse_other_counts,
+    refuse_other_weights,
     refuse_quantised_ends,
     refuse_unknown,
     telling_sample,
@@ -77,6 +78,7 @@ class Tflite:
         calibration.
         """
         refuse_unknown("TFLite", job.precision, self.precisions)
+        refuse_other_weights("TFLite", job)
         missing = self.unavailable()
         if missing:
             raise UnsupportedError(missing)

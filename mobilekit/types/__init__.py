@@ -21,6 +21,7 @@ from mobilekit.types.models import (
     ParityCheck,
     ProbeKind,
     TensorSpec,
+    WeightForm,
 )
 from mobilekit.types.network import (
     INPUT_GROUP,
@@ -133,5 +134,6 @@ __all__ = [
     "Untraced",
     "Validation",
     "Value",
+    "WeightForm",
     "within",
 ]

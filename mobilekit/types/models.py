@@ -90,6 +90,9 @@ class ExportedModel(Value):
     parity: Parity
 
 
+WeightForm = Literal["int8", "int4", "palette8", "palette6", "palette4", "palette2"]
+
+
 class ExportOptions(Value):
     """How a file is written where there is a choice; what a format does not have is nothing to it.
 
@@ -103,6 +106,9 @@ class ExportOptions(Value):
     """The oldest iOS that runs Core ML files; None: 16, or 17 where they compute in int8."""
     dynamic_batch: bool = False
     """Whether the first axis of all inputs and outputs is left open; else it is 1."""
+    weights: WeightForm = "int8"
+    """How an int8 file stores weights. What is not int8 is for Core ML with float activations: `int4` has a scale for
+    32 weights of a channel each, `palette4` an index of 4 bits into a table of k-means centres for each weight."""
     io: Literal["float", "int8"] = "float"
     """Type of an int8 file's inputs and outputs: float32, or int8 with the scales that the file states."""
 
