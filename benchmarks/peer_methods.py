@@ -247,8 +247,13 @@ def written(
     samples = [image[None].numpy() for batch in images for image in batch]
     result = path.with_suffix(plain.suffix)
     with quiet(native=True):
-        {"onnx": _onnxruntime_int8, "tflite": _ai_edge_int8}[runtime](plain, samples, result)
+        stock_int8(runtime, plain, samples, result)
     return result
+
+
+def stock_int8(runtime: str, plain: Path, samples: list[np.ndarray], result: Path) -> None:
+    """The runtime's own quantiser with its own calibration, on a float file whose maps mobilekit has laid out."""
+    {"onnx": _onnxruntime_int8, "tflite": _ai_edge_int8}[runtime](plain, samples, result)
 
 
 def _onnxruntime_int8(plain: Path, samples: list[np.ndarray], result: Path) -> None:
