@@ -137,6 +137,9 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     weights: Annotated[
         str, typer.Option("--weights", help="Core ML, float activations: int8, int4, palette8, palette6, 4 or 2.")
     ] = "int8",
+    whole: Annotated[
+        bool, typer.Option("--whole", help="int8 also for operators where rounding harms most and saves little.")
+    ] = False,
     io: Annotated[str, typer.Option("--io", help="float, or int8: inputs and outputs of TFLite int8 files.")] = "float",
     as_json: JsonFlag = False,
 ) -> None:
@@ -153,7 +156,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     kinds: dict[str, Activations] = {"static": "static", "dynamic": "dynamic", "float": "float"}
     if activations not in kinds:
         raise BadInputError(f"--activations is static, dynamic or float, not '{activations}'")
-    order = pipeline.Order(tuple(names), known[precision], _export_options(names, given), kinds[activations])
+    order = pipeline.Order(tuple(names), known[precision], _export_options(names, given), kinds[activations], whole)
     with listening() as listener:
         models, failures = pipeline.export_workload(workload, order, out, listener)
     if as_json:

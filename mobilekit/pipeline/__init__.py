@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilekit import bench, exportable, registry
 from mobilekit.cost.published import Selection
-from mobilekit.errors import BadInputError, MobilekitError, StorageError, UnsupportedError
-from mobilekit.exportable import Exportable
-from mobilekit.interfaces import Progress, Runtime
-from mobilekit.network import trace
-from mobilekit.pipeline import summary
+from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.pipeline import exporting, summary
+from mobilekit.pipeline.exporting import Order, export_workload
 from mobilekit.pipeline.fitting import FitSummary, fit_profile
 from mobilekit.pipeline.listener import Listener
 from mobilekit.pipeline.pricing import build_profile, predict
 from mobilekit.pipeline.request import Request, open_job, read_plan, request_of
 from mobilekit.pipeline.sharing import Imported, import_result
-from mobilekit.pipeline.shipping import file_name, write_checked, write_manifest
 from mobilekit.pipeline.steps import draw_steps
 from mobilekit.pipeline.story import Course, tell
 from mobilekit.store import Store
 from mobilekit.types import (
     BenchModel,
     Budget,
-    Candidate,
     ExportedModel,
     ExportOptions,
     Failure,
@@ -35,10 +30,7 @@ from mobilekit.types import (
     Plan,
     Precision,
     Report,
-    RuntimeEntry,
-    Untraced,
 )
-from mobilekit.types.plan import Activations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,99 +129,10 @@ def export(  # noqa: PLR0913 -- the keywords are the contract
     """
     source = exportable.of_module(module, example_input, calibration, "network")
     order = Order(tuple(to), precision, options or ExportOptions())
-    written, failures = _export(source, order, Path(out), Listener().progress)
+    written, failures = exporting.export(source, order, Path(out), Listener().progress)
     if failures:
         raise MobilekitError(f"{failures[0].subject}: {failures[0].message}")
     return written
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which files are asked for."""
-
-    to: tuple[str, ...]
-    precision: Precision
-    options: ExportOptions
-    activations: Activations = "static"
-    """Of int8 files."""
-
-
-def export_workload(
-    spec: str, order: Order, out: Path, listener: Listener
-) -> tuple[list[ExportedModel], list[Failure]]:
-    """Write a workload's network, as it is, in these formats. What `mobilekit export` does.
-
-    A format that cannot be written in this precision is a failure and the others are written; BadInputError where
-    none can.
-    """
-    return _export(exportable.load(spec), order, out, listener.progress)
-
-
-def _export(
-    source: Exportable, order: Order, out: Path, progress: Progress
-) -> tuple[list[ExportedModel], list[Failure]]:
-    precision = order.precision
-    runtimes, failures = _writers(order.to, precision)
-    if precision == "int8" and order.activations == "static" and not source.trusted:
-        raise BadInputError(
-            f"int8 needs calibration inputs: define calibration_data() in '{source.spec}', or give calibration="
-        )
-    candidate = _in_int8(source, order.activations) if precision == "int8" else Untraced(source.module, source.inputs)
-    store = Store(out)
-    store.open()
-    written = []
-    for index, runtime in enumerate(runtimes):
-        progress("export", index / len(runtimes))
-        name = file_name(source.name, runtime, precision)
-        try:
-            written.append(write_checked(candidate, runtime, precision, store.path(name), source, order.options))
-        except StorageError:
-            raise
-        except MobilekitError as error:
-            remedy = "use another format or precision; the other files are not affected"
-            failures.append(Failure(stage="export", subject=name, message=str(error), remedy=remedy))
-    if written:
-        write_manifest(store, candidate, written, source)
-    progress("export", 1.0)
-    return written, failures
-
-
-def _in_int8(source: Exportable, activations: Activations) -> Candidate | Untraced:
-    """The network in int8: by its operators where they can be traced, so that weights are prepared; else as a whole."""
-    untraced = Untraced(source.module, source.inputs)
-    try:
-        if not source.plannable:
-            raise UnsupportedError("it has several inputs or outputs")
-        network = trace(source.module, source.inputs[0], source.name)
-    except MobilekitError as error:
-        if activations == "static":  # what a plan cannot follow may be exported all the same
-            return untraced
-        raise UnsupportedError(
-            f"int8 with {activations} activations needs a network that is traced: {error}"
-        ) from error
-    candidate = Candidate(source.module, source.inputs[0], network)
-    lever = registry.transform("int8")
-    for option in lever.options(network, RuntimeEntry(name="any", precisions=("int8",), channel_multiple=1)):
-        asked = option.model_copy(update={"settings": {**option.settings, "activations": activations}})
-        candidate = lever.apply(candidate, asked)
-    return candidate
-
-
-def _writers(to: Sequence[str], precision: Precision) -> tuple[list[Runtime], list[Failure]]:
-    """The runtimes that can write this precision here, and why the others cannot."""
-    runtimes, failures = [], []
-    for name in dict.fromkeys(to):
-        runtime = registry.runtime(name)
-        reason = runtime.unavailable()
-        if reason is None and precision not in runtime.precisions:
-            reason = f"{name} files are written in {', '.join(runtime.precisions)}, not in {precision}"
-        if reason is None:
-            runtimes.append(runtime)
-        else:
-            failures.append(Failure(stage="export", subject=f"{name} {precision}", message=reason, remedy=""))
-    if not runtimes:
-        raise BadInputError("; ".join(failure.message for failure in failures))
-    return runtimes, failures
 
 
 def measure(path: str | Path, device: str = "host", *, threads: int = 1, runs: int | None = None) -> Measurement:
