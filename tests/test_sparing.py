@@ -71,7 +71,7 @@ def test_the_file_holds_them_in_float_unless_all_is_asked_for(tmp_path: object) 
     from mobilekit import exportable
     from mobilekit.pipeline import exporting
 
-    module, inputs = Edges(200.0).eval(), [photographs(32).numpy()]
+    module, inputs = Edges(60.0).eval(), [photographs(32).numpy()]
     source = exportable.of_module(module, photographs(1), inputs, "net")
     found = {}
     for whole in (False, True):
