@@ -289,6 +289,22 @@ def test_bad_input_error_is_what_the_command_raises(tmp_path: Path) -> None:
     assert isinstance(done.exception, BadInputError)
 
 
+# ---------------------------------------------------------------- processors of int8 ONNX files
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("x86", np.uint8), ("arm", np.int8)])
+def test_activations_are_signed_where_the_processor_is_arm(target: str, dtype: type, tmp_path: Path) -> None:
+    import onnx
+
+    model = exported(small, "onnx", "int8", tmp_path, target=target)
+    assert model.parity.sqnr_db > 20
+    graph = onnx.load(model.path).graph
+    zeros = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"}
+    found = {onnx.numpy_helper.to_array(tensor).dtype for tensor in graph.initializer if tensor.name in zeros}
+    assert found == {np.dtype(dtype)}
+    assert model.facts.operators["int8"] > 0
+
+
 # ---------------------------------------------------------------- packed weights of packages
 
 

@@ -81,5 +81,9 @@ def test_the_file_holds_them_in_float_unless_all_is_asked_for(tmp_path: object) 
         found[whole] = model
     assert found[True].facts.weights == {"int8": 5}
     assert found[False].facts.weights == {"fp32": 2, "int8": 3}
+    assert found[False].not_int8 == dict.fromkeys(
+        ("conv2d", "conv2d_1"), "left in float: rounding it harms more than it saves"
+    )
+    assert found[True].not_int8 == {}
     assert found[False].parity.sqnr_db > found[True].parity.sqnr_db + 3
     assert np.isfinite(found[False].parity.max_abs_error)

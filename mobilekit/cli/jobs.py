@@ -14,7 +14,7 @@ from rich.table import Table
 from mobilekit.cli.terminal import JsonFlag, Out, Seed, documents, errors, figure, listening, number
 from mobilekit.errors import BadInputError
 from mobilekit.named_models import short_name
-from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report, WeightForm
+from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report, Target, WeightForm
 from mobilekit.types.plan import Activations
 
 app = typer.Typer(
@@ -137,6 +137,9 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     weights: Annotated[
         str, typer.Option("--weights", help="Core ML, float activations: int8, int4, palette8, palette6, 4 or 2.")
     ] = "int8",
+    target: Annotated[
+        str, typer.Option("--target", help="Processor of int8 ONNX files: x86, arm, or host: this one.")
+    ] = "host",
     whole: Annotated[
         bool, typer.Option("--whole", help="int8 also for operators where rounding harms most and saves little.")
     ] = False,
@@ -152,7 +155,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
     names = [name.strip() for name in to.split(",") if name.strip()]
     if not names:
         raise BadInputError("--to names no format: give onnx, tflite or coreml")
-    given = {"opset": opset, "ios": ios, "io": io, "weights": weights, "dynamic_batch": dynamic_batch}
+    given = {"opset": opset, "ios": ios, "io": io, "weights": weights, "target": target, "dynamic_batch": dynamic_batch}
     kinds: dict[str, Activations] = {"static": "static", "dynamic": "dynamic", "float": "float"}
     if activations not in kinds:
         raise BadInputError(f"--activations is static, dynamic or float, not '{activations}'")
@@ -167,6 +170,9 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
         print(json.dumps(document, indent=2))
     else:
         documents().print(_export_table(models))
+        for model in models:
+            for operator, reason in model.not_int8.items():
+                documents().print(f"{model.path}: {operator}: {reason}", markup=False, soft_wrap=True)
     for failure in failures:
         errors.print(f"{failure.subject}: {failure.message}", style="red", markup=False, soft_wrap=True)
     if failures:
@@ -266,7 +272,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 def _export_options(names: list[str], given: dict[str, str | int | bool | None]) -> ExportOptions:
     """What was asked for; an option of a format that is not written is a mistake."""
-    for option, values in (("io", ("float", "int8")), ("weights", get_args(WeightForm))):
+    for option, values in (("io", ("float", "int8")), ("weights", get_args(WeightForm)), ("target", get_args(Target))):
         if given[option] not in values:
             raise BadInputError(f"--{option} is one of {', '.join(values)}, not '{given[option]}'")
     for option, name in (("opset", "onnx"), ("ios", "coreml")):

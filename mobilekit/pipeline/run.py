@@ -51,6 +51,11 @@ class Run:
         """What an unquantised network runs in: the first precision of the profile's entry."""
         return self.job.entry.precisions[0]
 
+    @property
+    def export_options(self) -> ExportOptions:
+        """Files are for the device of the profile: phones and boards have Arm processors."""
+        return ExportOptions(target="host" if self.job.profile.kind == "host" else "arm")
+
     def start(self, network: Network) -> Candidate:
         """The original as a candidate."""
         return self.job.workload.candidate(network)
@@ -62,9 +67,10 @@ class Run:
         precision, workload = written(precision, runtime), self.job.workload
         with disk(path):
             if timed_only:
-                runtime.export(ExportJob(candidate, precision, str(path), workload.calibration_arrays()))
+                batches = workload.calibration_arrays()
+                runtime.export(ExportJob(candidate, precision, str(path), batches, self.export_options))
             else:
-                runtime.export(export_job(candidate, precision, path, of_workload(workload)))
+                runtime.export(export_job(candidate, precision, path, of_workload(workload), self.export_options))
 
     def measure(self, models: Sequence[BenchModel], **settings: Unpack[bench.Settings]) -> list[Recorded]:
         """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from mobilekit import manifest, registry
+from mobilekit.cost.work import QUANTISED
 from mobilekit.drift import Fall, first_fall
 from mobilekit.errors import MobilekitError, StorageError
 from mobilekit.evaluate import SessionModule, accuracy, file_parity, named_results
@@ -77,7 +78,7 @@ def _shipped(run: Run, candidate: Candidate, runtime: Runtime, precision: Precis
 def _ship(run: Run, candidate: Candidate, runtime: Runtime, precision: Precision) -> Shipped:
     workload = run.job.workload
     path = run.store.path("models", file_name(workload.name, runtime, precision))
-    model = write_checked(candidate, runtime, precision, path, of_workload(workload))
+    model = write_checked(candidate, runtime, precision, path, of_workload(workload), run.export_options)
     found = None
     if model.parity.status == "executed":
         try:
@@ -124,10 +125,27 @@ def write_checked(
             size_bytes=file_size(path),
             facts=runtime.describe(path),
             parity=parity,
+            not_int8=not_int8(candidate, runtime) if precision == "int8" else {},
         )
     except MobilekitError:
         _remove(path)
         raise
+
+
+def not_int8(candidate: Candidate | Untraced, runtime: Runtime) -> dict[str, str]:
+    """Operators of a kind that has an int8 form which stay in float in this runtime's file, and why."""
+    if isinstance(candidate, Untraced) or candidate.quant is None or candidate.quant.activations != "static":
+        return {}
+    asked, network = candidate.quant.operators, candidate.network
+    found = {}
+    for operator in network.operators:
+        if asked.get(operator.name) == "int8":
+            reason = runtime.supports(network.shape(operator), "int8")
+            if reason:
+                found[operator.name] = reason
+        elif operator.kind in QUANTISED:
+            found[operator.name] = "left in float: rounding it harms more than it saves"
+    return found
 
 
 def failed_check(parity: Parity, precision: Precision) -> ParityCheck | None:

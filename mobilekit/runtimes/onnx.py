@@ -65,11 +65,12 @@ class Onnx:
 
         int8 has symmetric int8 weights with a scale per output channel, and is what `candidate.quant` says (None: the
         whole network, static). Static: quantise nodes around every operator that the spec names and ONNX Runtime has in
-        int8, uint8 activations with the minimum and maximum over all calibration samples; behind an operator without
-        weights that stays in float between two int8 ones stands a Max of one tensor, or ONNX Runtime would run it in
-        int8. Dynamic: inputs of convolutions and linear layers are quantised at every inference, everything else and
-        what lies between operators is float; transposed convolutions have no such form. Weight-only: weights behind
-        dequantise nodes, which ONNX Runtime carries out at every inference, so that the file is smaller and not faster.
+        int8, with the spec's ranges, activations uint8 for x86 and int8 for Arm; a linear layer that writes an output
+        writes it in float; behind an operator without weights that stays in float between two int8 ones stands a Max
+        of one tensor, or ONNX Runtime would run it in int8. Dynamic: inputs of convolutions and linear layers are
+        quantised at every inference, everything else and what lies between operators is float; transposed convolutions
+        have no such form. Weight-only: weights behind dequantise nodes, which ONNX Runtime carries out at every
+        inference, so that the file is smaller and not faster.
 
         Raises UnsupportedError where the network cannot be exported as asked, BadInputError where static int8 has no
         calibration.
@@ -243,7 +244,7 @@ def _int8_content(job: ExportJob, source: Source) -> bytes:
         taken_apart = tensors.keys() - ranges.keys()  # by the exporter: no tensors of the module
         if taken_apart:
             ranges |= _onnx_int8.measured(ready, taken_apart, calibration_samples(job, MOST_SAMPLES))
-        quantised = _onnx_int8.static(ready, left, ranges)
+        quantised = _onnx_int8.static(ready, left, ranges, job.options.target)
     del quantised.metadata_props[:]
     content: bytes = quantised.SerializeToString(deterministic=True)
     return content

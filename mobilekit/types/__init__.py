@@ -20,6 +20,7 @@ from mobilekit.types.models import (
     Parity,
     ParityCheck,
     ProbeKind,
+    Target,
     TensorSpec,
     WeightForm,
 )
@@ -129,6 +130,7 @@ __all__ = [
     "RuntimeName",
     "SharedResult",
     "StageRow",
+    "Target",
     "TensorSpec",
     "Together",
     "Untraced",

@@ -88,9 +88,15 @@ class ExportedModel(Value):
     size_bytes: int
     facts: FileFacts
     parity: Parity
+    not_int8: dict[str, str] = Field(default_factory=dict)
+    """Operators of a static int8 file's network that do not compute in int8, and why; empty without a trace."""
 
 
 WeightForm = Literal["int8", "int4", "palette8", "palette6", "palette4", "palette2"]
+
+
+Target = Literal["host", "x86", "arm"]
+"""`host`: the processor of this machine."""
 
 
 class ExportOptions(Value):
@@ -104,6 +110,8 @@ class ExportOptions(Value):
     """Of ONNX files."""
     ios: int | None = Field(default=None, ge=15, le=18)
     """The oldest iOS that runs Core ML files; None: 16, or 17 where they compute in int8."""
+    target: Target = "host"
+    """Processor that int8 ONNX files are for: unsigned activations where it is x86, signed ones where it is Arm."""
     dynamic_batch: bool = False
     """Whether the first axis of all inputs and outputs is left open; else it is 1."""
     weights: WeightForm = "int8"
