@@ -132,6 +132,14 @@ def test_a_slice_that_takes_everything_is_left_out() -> None:
     check_same(around(lambda x: torch.cat([x[:, 2:], x[:, :2]], 1)), "coreml", example(), rewritten=False)
 
 
+def test_a_shuffle_of_channels_is_written_as_what_it_is(tmp_path: Path) -> None:
+    module = around(lambda x: F.channel_shuffle(x, 4))
+    check_same(module, "coreml", example())
+    check_same(module, "onnx", example(), rewritten=False)
+    (model,) = mk.export(module, example(), to=["coreml"], out=tmp_path)
+    assert model.parity.sqnr_db > 100
+
+
 def test_a_map_without_a_batch_axis_is_left_alone() -> None:
     check_same(nn.ConvTranspose2d(3, 4, 3, 2, 1), "tflite", example()[0], rewritten=False)
 

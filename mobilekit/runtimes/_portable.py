@@ -75,6 +75,21 @@ def _without_alias(node: fx.Node) -> bool:
     return True
 
 
+def _shuffled(node: fx.Node) -> bool:
+    """Write a shuffle of channels as the reshape, the transposition and the reshape that it is, for coremltools."""
+    import torch
+
+    data, groups = node.args[0], int(node.args[1])  # type: ignore[call-overload]
+    batch, channels, *sizes = pools.shape_of(node)
+    aten, graph = torch.ops.aten, node.graph
+    with graph.inserting_before(node):
+        grouped = graph.call_function(aten.reshape.default, (data, [batch, groups, channels // groups, *sizes]))
+        turned = graph.call_function(aten.transpose.int, (grouped, 1, 2))
+        whole = graph.call_function(aten.reshape.default, (turned, [batch, channels, *sizes]))
+    pools.replaced(node, whole)
+    return True
+
+
 def _in_place(node: fx.Node) -> bool:
     return str(node.target._opname).endswith("_")  # type: ignore[union-attr]
 
@@ -129,6 +144,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "max_pool2d": pools.maximum_with_stride,
         "max_pool2d_with_indices": pools.maximum_with_stride,
         "alias": _without_alias,
+        "channel_shuffle": _shuffled,
+        "native_channel_shuffle": _shuffled,
     },
     "tflite": {
         **POOLS,
