@@ -200,7 +200,8 @@ def table(known: dict[str, dict[str, Any]]) -> list[str]:
         "| network | file | mobilekit ms | other ms | time, mobilekit / other | kB | SQNR dB | top-1 agreement |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for key, row in known.items():
+    order = list(NETWORKS)
+    for key, row in sorted(known.items(), key=lambda item: order.index(item[0].split()[0])):
         network, runtime, precision = key.split()
         ours, theirs, timed = row["ours"], row["theirs"], row["timed"]
 

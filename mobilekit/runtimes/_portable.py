@@ -79,7 +79,7 @@ def _shuffled(node: fx.Node) -> bool:
     """Write a shuffle of channels as the reshape, the transposition and the reshape that it is, for coremltools."""
     import torch
 
-    data, groups = node.args[0], int(node.args[1])  # type: ignore[call-overload]
+    data, groups = node.args[0], int(node.args[1])  # type: ignore[arg-type]
     batch, channels, *sizes = pools.shape_of(node)
     aten, graph = torch.ops.aten, node.graph
     with graph.inserting_before(node):
