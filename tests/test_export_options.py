@@ -268,7 +268,7 @@ def test_options_of_the_command(tmp_path: Path) -> None:
     [
         (("--to", "onnx", "--ios", "17"), "--ios is for coreml files: add coreml to --to"),
         (("--to", "coreml", "--opset", "17"), "--opset is for onnx files"),
-        (("--to", "onnx", "--io", "uint8"), "--io is float or int8, not 'uint8'"),
+        (("--to", "onnx", "--io", "uint8"), "--io is one of float, int8, not 'uint8'"),
     ],
 )
 def test_options_that_fit_nothing_are_bad_input(more: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_weights_of_a_package_are_packed(form: WeightForm, ios: int, least_db: f
     import coremltools
 
     order = pipeline.Order(("coreml",), "int8", mk.ExportOptions(weights=form), activations="float")
-    Path(tmp_path, "net.py").write_text(WORKLOAD, encoding="utf-8")
+    Path(tmp_path, "net.py").write_text(DRAWN, encoding="utf-8")
     (model,), failures = pipeline.export_workload(str(tmp_path / "net.py"), order, tmp_path, pipeline.Listener())
     assert not failures
     assert coremltools.utils.load_spec(model.path).specificationVersion == ios
@@ -338,7 +338,7 @@ def test_coarse_weights_and_int8_arithmetic_do_not_go_together(tmp_path: Path) -
         exported(small, "coreml", "int8", tmp_path, weights="int4")
 
 
-WORKLOAD = """
+DRAWN = """
 import torch
 from torch import nn
 
