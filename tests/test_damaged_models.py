@@ -175,3 +175,13 @@ def test_errors_are_one_line_whatever_they_quote() -> None:
     assert len(said) <= 390
     assert said.startswith("the name 'xxx")
     assert said.endswith("\\x1b[2J\\u202e' is wrong: give another")
+
+
+def test_a_pipe_or_a_link_in_a_package_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    for name, make in (("pipe", os.mkfifo), ("link", lambda place: place.symlink_to("/etc/hostname"))):
+        package = tmp_path / f"{name}.mlpackage"
+        package.mkdir()
+        make(package / "Manifest.json")
+        with pytest.raises(BadInputError, match="a link or something that is no file"):
+            registry.runtime("coreml").describe(package)

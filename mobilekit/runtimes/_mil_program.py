@@ -145,6 +145,12 @@ def read(path: Path) -> Program:
     """
     if not path.exists():
         raise BadInputError(f"{path} does not exist; export it first")
+    parts = [path, *path.rglob("*")]
+    strange = [each for each in parts[1:] if each.is_symlink()] + [
+        each for each in parts if not (each.is_dir() or each.is_file())
+    ]
+    if strange:  # a pipe would wait for its writer, and a link may lead anywhere
+        raise BadInputError(f"{path} holds a link or something that is no file ({strange[0].name}): export it again")
     specification, folder = _specification(path)
     functions = specification.mlProgram.functions
     main = functions.get(specification.description.defaultFunctionName or "main")
