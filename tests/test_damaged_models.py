@@ -185,3 +185,16 @@ def test_a_pipe_or_a_link_in_a_package_is_refused(tmp_path: Path) -> None:
         make(package / "Manifest.json")
         with pytest.raises(BadInputError, match="a link or something that is no file"):
             registry.runtime("coreml").describe(package)
+
+
+def test_a_package_without_a_manifest_stays_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    package = tmp_path / "net.mlpackage"
+    package.mkdir()
+    for content in (None, "{}", '{"itemInfoEntries": {"a": {"path": "../../x"}}, "rootModelIdentifier": "a"}', "[1]"):
+        if content is not None:
+            (package / "Manifest.json").write_text(content)
+        before = sorted(package.rglob("*"))
+        with pytest.raises(BadInputError, match=r"cannot read .* as a Core ML package"):
+            registry.runtime("coreml").describe(package)
+        assert sorted(package.rglob("*")) == before

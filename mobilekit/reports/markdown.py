@@ -124,8 +124,9 @@ def _bars(figure: Bars) -> Table:
     rows = []
     for bar in figure.bars:
         scale = 0 if bar.is_sum else WIDTH / max(figure.top, 1e-9)
-        full = round(scale * (bar.after or 0))
-        pale = max(0, round(scale * (bar.before or 0)) - full)
+        # a report.json of somebody else may hold any number
+        full, whole = (round(min(WIDTH, max(0.0, scale * (value or 0)))) for value in (bar.after, bar.before))
+        pale = max(0, whole - full)
         shown = words.brief_ms if figure.unit == "ms" else words.number
         values = (_num(shown(value)) for value in (bar.before, bar.after))
         rows.append((Cell(bar.label), *values, Cell("█" * full + "░" * pale)))
@@ -143,7 +144,7 @@ def _histograms(figure: Strips) -> Table:
     for strip in figure.strips:
         bins = [0] * BINS
         for sample in strip.samples:
-            bins[min(BINS - 1, max(0, int(BINS * sample / top)))] += 1
+            bins[int(min(BINS - 1, max(0.0, BINS * sample / top)))] += 1
         most = max(bins)
         marks = "".join(_LEVELS[min(7, count * 8 // most)] if count else "·" for count in bins)
         rows.append((Cell(strip.label), Cell(marks)))

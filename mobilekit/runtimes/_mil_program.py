@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -180,14 +181,27 @@ def _specification(path: Path) -> tuple[Any, Path]:
 
     with quiet(native=True):
         import coremltools
-        from coremltools.libmodelpackage import ModelPackage
 
         try:
-            root = Path(ModelPackage(str(path)).getRootModel().path()) if path.is_dir() else path
+            root = _root_model(path) if path.is_dir() else path
             return coremltools.utils.load_spec(str(root)), root.parent
-        except (OSError, DecodeError, ValueError, RuntimeError) as error:
+        except (OSError, DecodeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             shown = first_line(error)
             raise BadInputError(f"cannot read {path} as a Core ML package ({shown}); export it again") from None
+
+
+def _root_model(package: Path) -> Path:
+    """The model description that a package's manifest names.
+
+    coremltools' own reader writes a manifest into packages that have none. Raises ValueError, OSError or a lookup error
+    where there is none to be had.
+    """
+    manifest = json.loads((package / "Manifest.json").read_bytes())
+    data = (package / "Data").resolve()
+    found: Path = (data / manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]).resolve()
+    if not found.is_relative_to(data):
+        raise ValueError("its manifest names a file outside of it")
+    return found
 
 
 def _from_bytes(content: bytes, tensor: TensorType) -> np.ndarray:
