@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Spinning threads of a busy machine's second core slow the first: let them sleep.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test test-slow check format wheel clean
+.PHONY: setup demo test test-slow test-devices check format wheel clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,11 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 	HYPOTHESIS_PROFILE=drawn $(BIN)/python -m pytest -m hypothesis
+
+# adb and sshd are installed where they are missing, as root or into the virtual environment
+test-devices: setup
+	scripts/device_tools.sh $(VENV)
+	PATH="$(CURDIR)/$(VENV)/device-tools:$$PATH" $(BIN)/python -m pytest -m devices
 
 check: setup
 	$(BIN)/ruff format --check .

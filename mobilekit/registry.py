@@ -6,8 +6,9 @@ import importlib
 import pkgutil
 from typing import Any, cast
 
-from mobilekit.errors import BadInputError
+from mobilekit.errors import BadInputError, one_line
 from mobilekit.interfaces import Device, ReportWriter, Runtime, Transform
+from mobilekit.types import DeviceSettings
 
 
 def names(room: str) -> list[str]:
@@ -50,10 +51,14 @@ def report_writer(name: str) -> ReportWriter:
     return cast(ReportWriter, _load("reports", name)())
 
 
-def device(spec: str) -> Device:
-    """The device of a specification: its kind, then what that kind needs after a colon (`host`).
+def device(spec: str, settings: DeviceSettings | None = None) -> Device:
+    """The device of a specification: its kind, then what that kind needs after a colon (`host`, `ssh:pi@board`).
 
-    Raises BadInputError for an unknown kind.
+    Dashes in a kind are underscores in its file's name. Raises BadInputError for an unknown kind, a wrong address and
+    settings that this kind has no use for.
     """
     kind, _, address = spec.partition(":")
-    return cast(Device, _load("devices", kind)(address))
+    known = [name.replace("_", "-") for name in names("devices")]
+    if kind not in known:
+        raise BadInputError(f"unknown device '{one_line(kind, 60)}': choose one of {', '.join(known)}")
+    return cast(Device, _load("devices", kind.replace("-", "_"))(address, settings or DeviceSettings()))

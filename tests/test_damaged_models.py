@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from mobilekit import bench, packing, pipeline, registry
-from mobilekit.devices import host
+from mobilekit.devices import _session
 from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.network import trace
 from mobilekit.runtimes._tflite_facts import schema
@@ -163,7 +163,7 @@ def test_the_measuring_process_takes_no_more_memory_than_there_is() -> None:
         "small = bytearray(50 * 2**20); print('small', flush=True); large = bytearray(300 * 2**20)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(host.RUNNER)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script, str(_session.RUNNER)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout == "small\n"
     assert "MemoryError" in done.stderr

@@ -23,7 +23,7 @@ from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto, helper, numpy_helper
 
 from mobilekit import registry
-from mobilekit.devices import host
+from mobilekit.devices import _session, host
 from mobilekit.devices.host import Host
 from mobilekit.errors import BadInputError
 from mobilekit.types import BenchModel, BenchRequest, BenchResult
@@ -141,7 +141,7 @@ def altered_runner(folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new:
     copy = folder / "_runner.py"
     copy.write_text(source.replace(old, new), encoding="utf-8")
     (folder / "_litert_profiler.py").write_bytes((ROOM / "_litert_profiler.py").read_bytes())
-    monkeypatch.setattr(host, "RUNNER", copy)
+    monkeypatch.setattr(_session, "RUNNER", copy)
 
 
 def run(*models: BenchModel, **settings: Any) -> BenchResult:
@@ -322,7 +322,7 @@ def test_missing_temporary_folder_is_a_failure(
 
 
 def test_output_of_native_libraries_is_not_taken_for_a_stage() -> None:
-    assert host.STAGE.findall("load 0\nwarm 12\nreloading 3\nload x\nrounds\nall done\n") == [
+    assert _session.STAGE.findall("load 0\nwarm 12\nreloading 3\nload x\nrounds\nall done\n") == [
         "load 0",
         "warm 12",
         "rounds",
@@ -331,8 +331,8 @@ def test_output_of_native_libraries_is_not_taken_for_a_stage() -> None:
 
 def test_answer_that_does_not_validate_is_a_failure(files: dict[str, BenchModel]) -> None:
     request = BenchRequest(models=(files["small.onnx"],))
-    document = {"conditions": {}, "failures": [], "measurements": [{"samples_ms": [1.0]}]}
-    result = host.assemble(document, request, {}, ("board", "device"))
+    document = b'{"schema": 1, "conditions": {}, "failures": [], "measurements": [{"samples_ms": [1.0]}]}'
+    result = _session.assemble(document, request, {}, _session.Identity("board", "device"))
     assert result.measurements == ()
     assert rows(result) == [("measure", "board")]
 

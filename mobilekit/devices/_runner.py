@@ -2,8 +2,7 @@
 
     python _runner.py REQUEST.json RESULT.json
 
-Needs Python 3.9, numpy and the runtimes of the files. REQUEST.json is a `BenchRequest`. RESULT.json is an object with
-`conditions`, `measurements` and `failures`, in which a model is its index in the request; it is
+Needs Python 3.9, numpy and the runtimes of the files. docs/bench_protocol.md describes both files; RESULT.json is
 replaced as a whole every few seconds, so that what was measured before a crash is still there. What is being done is
 written to standard output ("load 3"), so that a crash of native code can be blamed on a file.
 """
@@ -71,6 +70,7 @@ class Model:
         self.cpu_ms: list[float] = []
         self.reference_ms: list[float] = []
         self.operators: Operators = []
+        self.peak_memory_mb: float | None = None
 
 
 class Journal:
@@ -93,6 +93,7 @@ class Journal:
     def save(self) -> None:
         """Replace the result file in one step: a reader never sees half of it."""
         document = {
+            "schema": 1,
             "conditions": self.conditions,
             "measurements": [
                 {
@@ -101,6 +102,7 @@ class Journal:
                     "samples_ms": model.wall_ms,
                     "cpu_samples_ms": model.cpu_ms,
                     "reference_ms": model.reference_ms,
+                    "peak_memory_mb": model.peak_memory_mb,
                     "operators": model.operators,
                 }
                 for model in self.models
@@ -476,7 +478,6 @@ def measure(request: Request, journal: Journal) -> None:
         cpus=cpus,
         temperature_before_c=temperature_c(),
         temperature_after_c=None,
-        peak_memory_mb=None,
     )
     before = peak_memory_mb(reset=True)
     load_all(request, journal)
@@ -487,7 +488,8 @@ def measure(request: Request, journal: Journal) -> None:
     gc.enable()
     after = peak_memory_mb()
     if len(request["models"]) == 1 and before is not None and after is not None:
-        journal.conditions["peak_memory_mb"] = max(0.0, after - before)
+        for model in journal.models:
+            model.peak_memory_mb = max(0.0, after - before)
     journal.conditions["temperature_after_c"] = temperature_c()
     journal.save()
 

@@ -1,9 +1,12 @@
 """The nouns of mobilekit: frozen, validated values that every room hands to the next."""
 
 from mobilekit.types.device import (
+    Battery,
+    Cluster,
     CostTable,
     DeviceInfo,
     DeviceProfile,
+    DeviceSettings,
     KindFactor,
     KindModel,
     Provenance,
@@ -11,7 +14,17 @@ from mobilekit.types.device import (
     Validation,
 )
 from mobilekit.types.manifest import Golden, GoldenTensor, Manifest, ManifestModel, Preprocessing
-from mobilekit.types.measurement import BenchModel, BenchRequest, BenchResult, Failure, Measurement, OperatorTime
+from mobilekit.types.measurement import (
+    BenchModel,
+    BenchRequest,
+    BenchResult,
+    BenchWarning,
+    Cores,
+    Failure,
+    Measurement,
+    OperatorTime,
+    TensorData,
+)
 from mobilekit.types.models import (
     ExportedModel,
     ExportJob,
@@ -52,6 +65,7 @@ from mobilekit.types.plan import (
     Untraced,
 )
 from mobilekit.types.report import (
+    DeviceRow,
     Finding,
     FrontierRow,
     Interval,
@@ -60,10 +74,12 @@ from mobilekit.types.report import (
     ModelRow,
     OperatorBar,
     PlanRow,
+    PrecisionRow,
     Report,
     Round,
     StageRow,
 )
+from mobilekit.types.runner import RunnerMeasurement, RunnerRequest, RunnerResult
 from mobilekit.types.shared_result import SharedResult
 from mobilekit.types.values import NonNegative, Origin, Positive, Precision, RuntimeName, Value
 
@@ -71,17 +87,23 @@ __all__ = [
     "INPUT_GROUP",
     "At",
     "Axis",
+    "Battery",
     "BenchModel",
     "BenchRequest",
     "BenchResult",
+    "BenchWarning",
     "Budget",
     "Calibration",
     "Candidate",
     "ChannelGroup",
     "ChosenOption",
+    "Cluster",
+    "Cores",
     "CostTable",
     "DeviceInfo",
     "DeviceProfile",
+    "DeviceRow",
+    "DeviceSettings",
     "Estimate",
     "ExportJob",
     "ExportOptions",
@@ -117,6 +139,7 @@ __all__ = [
     "PlanRow",
     "Positive",
     "Precision",
+    "PrecisionRow",
     "Preprocessing",
     "ProbeKind",
     "Producer",
@@ -126,11 +149,15 @@ __all__ = [
     "RejectedOption",
     "Report",
     "Round",
+    "RunnerMeasurement",
+    "RunnerRequest",
+    "RunnerResult",
     "RuntimeEntry",
     "RuntimeName",
     "SharedResult",
     "StageRow",
     "Target",
+    "TensorData",
     "TensorSpec",
     "Together",
     "Untraced",

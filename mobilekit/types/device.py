@@ -167,8 +167,36 @@ class DeviceProfile(Value):
         return None
 
 
+class DeviceSettings(Value):
+    """What a user says about a device beside its address."""
+
+    runner: str | None = None
+    """File that measures there in place of mobilekit's own script: `RUNNER REQUEST.json RESULT.json`."""
+    wheels: str | None = None
+    """Folder with wheels of the runtimes for the device, which then needs no internet."""
+
+
+class Cluster(Value):
+    """CPUs of one kind."""
+
+    cpus: tuple[int, ...]
+    core: str | None = None
+    """As its maker calls it (Cortex-A76)."""
+    min_mhz: float | None = None
+    max_mhz: float | None = None
+    governor: str | None = None
+
+
+class Battery(Value):
+    """What a battery says of itself."""
+
+    percent: float | None = None
+    charging: bool | None = None
+    temperature_c: float | None = None
+
+
 class DeviceInfo(Value):
-    """What a device is, as found out by asking it."""
+    """What a device is, as found out by asking it. What it does not say is None or empty."""
 
     name: str
     kind: str
@@ -179,3 +207,12 @@ class DeviceInfo(Value):
     os: str
     versions: dict[str, str]
     """Runtime name -> version; a runtime that is absent is not there."""
+    architecture: str | None = None
+    """Of its processor: aarch64, armv7l, x86_64."""
+    clusters: tuple[Cluster, ...] = ()
+    """The fastest first."""
+    temperatures_c: dict[str, float] = Field(default_factory=dict)
+    """Temperature zone -> degrees."""
+    throttling: str | None = None
+    """Whether it holds its frequencies down, in the system's own words."""
+    battery: Battery | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mobilekit.types.device import DeviceInfo, KindFactor
-from mobilekit.types.measurement import Failure
+from mobilekit.types.measurement import BenchWarning, Failure
 from mobilekit.types.models import Parity
 from mobilekit.types.plan import Budget, RejectedOption, Together
 from mobilekit.types.values import Origin, Precision, RuntimeName, Value
@@ -53,12 +53,12 @@ class MeasurementRow(Value):
     device: str
     origin: Origin
     threads: int
-    median_ms: float
-    """Median at the budget's clock."""
+    median_ms: float | None
+    """Median at the budget's clock; None: nothing was timed (an emulator's times are no latency)."""
     clock: Literal["cpu", "wall"]
-    p90_ms: float
-    min_ms: float
-    wall_median_ms: float
+    p90_ms: float | None
+    min_ms: float | None
+    wall_median_ms: float | None
     reference_ratio: float | None
     """Median over rounds of this model's CPU time over the reference matrix product's."""
     samples: int
@@ -66,6 +66,17 @@ class MeasurementRow(Value):
     line: int
     compute_unit: str | None = None
     """The one that was used; None: an older report does not say."""
+    load_ms: float | None = None
+    first_run_ms: float | None = None
+    peak_memory_mb: float | None = None
+    energy_mj: float | None = None
+    """Of one run."""
+    instructions: int | None = None
+    """Of one run, counted by an emulator."""
+    parity: Parity | None = None
+    """Of the outputs on this device; None: they were not compared."""
+    app: str | None = None
+    """Name and version of the app that shared it; None: it was measured from here."""
 
 
 class ModelRow(Value):
@@ -163,6 +174,34 @@ class OperatorBar(Value):
     ms: Duration
 
 
+class PrecisionRow(Value):
+    """In which precision an operator of the result runs."""
+
+    name: str
+    kind: str
+    precision: Precision
+    reason: str | None = None
+    """Why it is not what the file's name says; None: it is."""
+
+
+class DeviceRow(Value):
+    """What one more device measured of the final files: original and result in turn, and the other files."""
+
+    device: str
+    info: DeviceInfo | None
+    baseline_ms: float | None
+    result_ms: float | None
+    ratio: float | None
+    """Original over result, paired round by round."""
+    ratio_interval: tuple[float, float] | None
+    sessions: int | None = None
+    operators_before: tuple[OperatorBar, ...] = ()
+    operators_after: tuple[OperatorBar, ...] = ()
+    samples: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Raw samples of baseline and result."""
+    conditions: dict[str, str] = Field(default_factory=dict)
+
+
 class Report(BaseModel):
     """Everything `report.json` holds (schema 1)."""
 
@@ -213,6 +252,12 @@ class Report(BaseModel):
     samples: dict[str, tuple[float, ...]]
     """Raw samples of baseline and result at the budget's clock, from the last measurement."""
     conditions: dict[str, str]
+    precisions: tuple[PrecisionRow, ...] = ()
+    """Of the result's operators, in the order in which they run."""
+    devices: tuple[DeviceRow, ...] = ()
+    """Devices that measured the final files beside `device`."""
+    measured_warnings: tuple[BenchWarning, ...] = ()
+    """What makes samples less trustworthy."""
     stages: tuple[StageRow, ...]
     failures: tuple[Failure, ...]
     warnings: tuple[str, ...]
