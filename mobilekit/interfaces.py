@@ -119,9 +119,15 @@ class Runtime(Protocol):
 
 
 class Device(Protocol):
-    """Something that models can be timed on."""
+    """Something that models can be timed on.
+
+    Made from what follows its kind in a specification (`ssh:pi@board`: `pi@board`) and the user's settings; nothing is
+    connected to before `info` or `run`.
+    """
 
     name: str
+    takes: tuple[str, ...]
+    """Names of the settings (`DeviceSettings`) that this kind has a use for."""
 
     def info(self) -> DeviceInfo:
         """Ask the device what it is."""

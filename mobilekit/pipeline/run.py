@@ -20,6 +20,7 @@ from mobilekit.types import (
     BenchModel,
     Calibration,
     Candidate,
+    DeviceInfo,
     ExportJob,
     ExportOptions,
     Failure,
@@ -29,6 +30,9 @@ from mobilekit.types import (
     Untraced,
     Value,
 )
+
+ARM = ("aarch64", "arm")
+"""How names of Arm architectures begin."""
 
 
 class Recorded(Value):
@@ -45,6 +49,8 @@ class Run:
     job: Job
     store: Store
     stages: Stages
+    info: DeviceInfo | None = None
+    """What the device is; None: there is none, or it was not asked."""
 
     @property
     def float_precision(self) -> Precision:
@@ -53,8 +59,10 @@ class Run:
 
     @property
     def export_options(self) -> ExportOptions:
-        """Files are for the device of the profile: phones and boards have Arm processors."""
-        return ExportOptions(target="host" if self.job.profile.kind == "host" else "arm")
+        """Files are for the processor of the device, else of the profile: phones and boards have Arm ones."""
+        if self.info is None or self.info.origin == "host" or self.info.architecture is None:
+            return ExportOptions(target="host" if self.job.profile.kind == "host" else "arm")
+        return ExportOptions(target="arm" if self.info.architecture.lower().startswith(ARM) else "x86")
 
     def start(self, network: Network) -> Candidate:
         """The original as a candidate."""
