@@ -20,6 +20,7 @@ from mobilekit.types import (
     Precision,
     Report,
     RuntimeEntry,
+    Target,
 )
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def sketch(self, network: Network, path: Path) -> None:
-        """Write a model of this network's structure with random weights, for timing; needs no torch.
+    def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
+        """Write a model of this network's structure with random weights, for timing there; needs no torch.
 
         Each operator runs in `network.precision(operator)`; operators that nobody reads are the outputs.
         Raises UnsupportedError, in a sentence, for an operator that cannot be built.

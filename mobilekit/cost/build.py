@@ -97,7 +97,7 @@ def build(
         raise BadInputError(f"'{device.name}' is an emulator, whose times are no latency: build a profile of a device")
     template = _template(template, info)
     variants, failures = _variants(runtimes, template, threads)
-    timer = Timer(device, time.monotonic() + seconds * (1 - FIT_SHARE), failures)
+    timer = Timer(device, time.monotonic() + seconds * (1 - FIT_SHARE), failures, target=info.target or "arm")
     survey = _Survey(timer, variants, seconds, report)
     survey.run()
     tables = survey.tables()

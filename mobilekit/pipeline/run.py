@@ -31,9 +31,6 @@ from mobilekit.types import (
     Value,
 )
 
-ARM = ("aarch64", "arm")
-"""How names of Arm architectures begin."""
-
 
 class Recorded(Value):
     """A measurement and the line of measurements.jsonl that holds it."""
@@ -60,9 +57,8 @@ class Run:
     @property
     def export_options(self) -> ExportOptions:
         """Files are for the processor of the device, else of the profile: phones and boards have Arm ones."""
-        if self.info is None or self.info.origin == "host" or self.info.architecture is None:
-            return ExportOptions(target="host" if self.job.profile.kind == "host" else "arm")
-        return ExportOptions(target="arm" if self.info.architecture.lower().startswith(ARM) else "x86")
+        known = self.info.target if self.info else None
+        return ExportOptions(target=known or ("host" if self.job.profile.kind == "host" else "arm"))
 
     def start(self, network: Network) -> Candidate:
         """The original as a candidate."""
