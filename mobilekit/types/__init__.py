@@ -24,6 +24,7 @@ from mobilekit.types.measurement import (
     Measurement,
     OperatorTime,
     TensorData,
+    WarningKind,
 )
 from mobilekit.types.models import (
     ExportedModel,
@@ -163,6 +164,7 @@ __all__ = [
     "Untraced",
     "Validation",
     "Value",
+    "WarningKind",
     "WeightForm",
     "within",
 ]
