@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from datetime import datetime
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import flatbuffers
@@ -134,14 +137,22 @@ def runner(path: Path = ROOM / "_runner.py") -> ModuleType:
     return module
 
 
-def altered_runner(folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    """Let Host run a copy of the script, in another folder, in which a line is replaced."""
+def altered_copy(folder: Path, *replaced: tuple[str, str]) -> Path:
+    """A copy of the script, in another folder, in which lines are replaced."""
     source = (ROOM / "_runner.py").read_text(encoding="utf-8")
-    assert source.count(old) == 1
+    for old, new in replaced:
+        assert source.count(old) == 1
+        source = source.replace(old, new)
     copy = folder / "_runner.py"
-    copy.write_text(source.replace(old, new), encoding="utf-8")
-    (folder / "_litert_profiler.py").write_bytes((ROOM / "_litert_profiler.py").read_bytes())
-    monkeypatch.setattr(_session, "RUNNER", copy)
+    copy.write_text(source, encoding="utf-8")
+    for script in set(_session.SCRIPTS) - {_session.RUNNER}:
+        (folder / script.name).write_bytes(script.read_bytes())
+    return copy
+
+
+def altered_runner(folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """Let Host run a copy in which a line is replaced."""
+    monkeypatch.setattr(_session, "RUNNER", altered_copy(folder, (old, new)))
 
 
 def run(*models: BenchModel, **settings: Any) -> BenchResult:
@@ -372,8 +383,71 @@ def test_crashing_profiler_costs_only_that_models_operators(
 
 # ---------------------------------------------------------------- the script
 
+FOREVER = {"runs": 10**9, "max_seconds": 1000.0, "warmup": 0}
 
-@pytest.mark.parametrize("name", ["_runner.py", "_litert_profiler.py"])
+
+def started(folder: Path, script: Path, *models: BenchModel, **settings: Any) -> subprocess.Popen[bytes]:
+    """The script at work, watching the pipe that is its standard input."""
+    request = BenchRequest(models=models, **{**FOREVER, **settings})
+    (folder / "request.json").write_text(_session.request_text(request, lambda path: path), encoding="utf-8")
+    command = [sys.executable, str(script), "--watch-stdin", "request.json", "result.json"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 40
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_script_ends_when_its_client_is_gone(files: dict[str, BenchModel], tmp_path: Path) -> None:
+    with started(tmp_path, _session.RUNNER, files["small.onnx"]) as process:
+        wait_for(tmp_path / "result.json")
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(5) == 4
+    kept = json.loads((tmp_path / "result.json").read_text())["measurements"][0]
+    assert len(kept["samples_ms"]) > 10
+
+
+SHORT = ("GRACE_SECONDS = 5.0", "GRACE_SECONDS = 0.4")
+
+
+def test_the_script_ends_itself_when_its_time_is_over(files: dict[str, BenchModel], tmp_path: Path) -> None:
+    script = altered_copy(tmp_path, SHORT)
+    with started(tmp_path, script, files["small.onnx"], timeout_seconds=1.0) as process:
+        assert process.wait(20) == 5
+        assert process.stderr is not None
+        assert b"the time that was asked for is over" in process.stderr.read()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the kernel's timer ends it")
+def test_native_code_that_holds_python_does_not_outlive_its_time(files: dict[str, BenchModel], tmp_path: Path) -> None:
+    line = "    waited = machine.cool_down("
+    hangs = "    import ctypes; ctypes.PyDLL(None).sleep(60)\n"
+    script = altered_copy(tmp_path, SHORT, (line, hangs + line))
+    with started(tmp_path, script, files["small.onnx"], timeout_seconds=1.0) as process:
+        assert process.wait(20) == -signal.SIGALRM
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the child in /proc")
+def test_the_profiling_child_ends_with_the_script(files: dict[str, BenchModel], tmp_path: Path) -> None:
+    line = '    runs = max(OPERATOR_MINIMUM, min(OPERATOR_RUNS, request["runs"]))'
+    written = 'Path("child").write_text(str(os.getpid())); time.sleep(60)'
+    script = altered_copy(tmp_path, (line, f"    {written}\n{line}"))
+    with started(tmp_path, script, files["small.onnx"], runs=3, per_operator=True) as process:
+        wait_for(tmp_path / "child")
+        process.kill()
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    deadline = time.monotonic() + 5
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":  # nobody may reap it here
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", [script.name for script in _session.SCRIPTS])
 def test_script_stands_alone_and_suits_python_3_9(name: str) -> None:
     tree = ast.parse((ROOM / name).read_text(encoding="utf-8"), feature_version=(3, 9))
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -398,17 +472,19 @@ def test_rounds_are_interleaved_and_stay_paired_when_a_model_stops(tmp_path: Pat
             if calls.count("ABC"[index]) > lasts:
                 raise RuntimeError("worn out")
 
-        made = script.Model(index, call, 1.0)
+        made = script.Model(index, SimpleNamespace(run=call), 1.0)
         made.settle = 1 if index == 0 else 0
         return made
 
     journal = script.Journal(tmp_path / "result.json")
     journal.models = [model(0, 99), model(1, 3), model(2, 99)]
-    script.rounds({"max_seconds": 60, "runs": 12}, journal, lambda: calls.append("R"))
+    asked = {"max_seconds": 60, "runs": 12, "least_runs": 0, "least_seconds": 0}
+    script.rounds(asked, journal, lambda: calls.append("R"))
     assert "".join(calls[:23]) == "RAABCR" + "RCBAAR" + "RBCAAR" + "RAACB"  # in the fourth B fails
-    assert all(a > 0 for m in journal.models for a in m.reference_ms)
+    assert all(a > 0 for m in journal.models for a in m.row["reference_ms"])
     assert [m.index for m in journal.models] == [0, 2]
-    assert {len(m.wall_ms) for m in journal.models} == {len(m.reference_ms) for m in journal.models} == {12}
+    lists = "samples_ms", "cpu_samples_ms", "reference_ms"
+    assert {len(m.row[name]) for m in journal.models for name in lists} == {12}
     (failure,) = journal.failures
     assert (failure["stage"], failure["index"]) == ("measure", 1)
     assert "worn out (in round 4)" in failure["message"]

@@ -1,10 +1,13 @@
 """Times model files on the machine it runs on; stands alone, so that it can be copied to a board.
 
-    python _runner.py REQUEST.json RESULT.json
+    python _runner.py [--watch-stdin] REQUEST.json RESULT.json
 
-Needs Python 3.9, numpy and the runtimes of the files. docs/bench_protocol.md describes both files; RESULT.json is
+Needs Python 3.9, numpy and the runtimes of the files. docs/bench_runner.md describes both files; RESULT.json is
 replaced as a whole every few seconds, so that what was measured before a crash is still there. What is being done is
 written to standard output ("load 3"), so that a crash of native code can be blamed on a file.
+
+It ends itself (exit code 5) five seconds after the request's timeout_seconds, and with --watch-stdin at once (4) when
+its standard input ends: nothing is left running on a device whose client is gone.
 """
 
 # The rules below want Python 3.11; boards have 3.9.
@@ -14,19 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import importlib.util
 import json
 import os
-import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 Request = dict[str, Any]
@@ -34,15 +38,25 @@ Run = Callable[[], object]
 Operators = list[dict[str, Any]]
 
 MINIMUM_ROUNDS = 10
+MOST_ROUNDS = 1_000_000
+"""Whatever is asked for: a result file holds no more."""
 CHECKPOINT_SECONDS = 2.0
 WARMUP_SHARE = 0.25
 """Warming up all models takes at most this share of the request's max_seconds (but one run each)."""
+STABLE = 1.05
+WINDOWS = 3
+WINDOW_RUNS, WINDOW_SECONDS = 5, 0.1
+"""A model is warm when the medians of its last three windows of runs are within 5 % of each other: then it became
+neither faster nor slower. A window is at least five runs and a tenth of a second, in which a processor has long changed
+its frequency."""
 SETTLE = ((2.0, 2), (20.0, 1))
 """Models faster than so many milliseconds run so many times untimed before each timed run.
 
 What ran before has filled the caches with its data. A 0.19 ms network took 0.38 ms right after the reference product,
 0.22 ms after one untimed run and 0.195 ms after two, whatever had run before; slow models refill a cache in passing.
 """
+ENERGY_RUNS = 3
+"""At least so many runs between two readings of the meter."""
 OPERATOR_RUNS = 30
 OPERATOR_WARMUP = 5
 OPERATOR_MINIMUM = 10
@@ -50,27 +64,62 @@ REFERENCE_SIZE = 512
 REFERENCE_EVERY = 0.02
 """Seconds of a round between two runs of the reference product."""
 MEMORY_SHARE = 0.9
-CONTAINERS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-"""Limit and use of a container's memory, in both versions of control groups."""
+CLIENT_GONE, TIME_OVER = 4, 5
+"""Exit codes."""
+LONGEST_SECONDS = 1e7
+"""That the kernel's timer is set to."""
+GRACE_SECONDS = 5.0
+"""Beyond timeout_seconds, in which the starter ends it; and once more for the kernel where native code holds Python."""
 OPERATOR_REMEDY = "the whole model's time stands; leave out per_operator, or profile it in another runtime"
+
+
+def beside(name: str) -> ModuleType:
+    """A file that was copied with this one, by its path: the folder is no place to import from, for its files could
+    hide installed packages."""
+    where = Path(__file__).resolve().with_name(name + ".py")
+    spec = importlib.util.spec_from_file_location(name, where)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{where} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+machine = beside("_runner_machine")
+models = beside("_runner_models")
 
 
 class Model:
     """A loaded file and what was measured of it."""
 
-    def __init__(self, index: int, run: Run, load_ms: float) -> None:
+    def __init__(self, index: int, opened: Any, load_ms: float) -> None:
         self.index = index
-        self.run = run
-        self.load_ms = load_ms
+        self.opened = opened
+        self.run: Run = opened.run
         self.settle = 0
         self.wall_ms: list[float] = []
-        self.cpu_ms: list[float] = []
-        self.reference_ms: list[float] = []
-        self.operators: Operators = []
-        self.peak_memory_mb: float | None = None
+        self.row: dict[str, Any] = {
+            "index": index,
+            "load_ms": load_ms,
+            "first_run_ms": None,
+            "warmup": 0,
+            "stable": None,
+            "samples_ms": self.wall_ms,
+            "cpu_samples_ms": [],
+            "reference_ms": [],
+            "peak_memory_mb": None,
+            "energy_mj": None,
+            "operators": [],
+            "outputs": [],
+        }
+        """As the result file holds it."""
+
+    def add(self, wall: float, cpu: float, reference: float | None) -> None:
+        """Keep a round."""
+        self.wall_ms.append(wall)
+        self.row["cpu_samples_ms"].append(cpu)
+        if reference is not None:
+            self.row["reference_ms"].append(reference)
 
 
 class Journal:
@@ -84,36 +133,27 @@ class Journal:
         self.saved = time.monotonic()
         self.parent = os.getppid()
 
-    def fail(self, stage: str, index: int, message: str, remedy: str) -> None:
-        """Note what did not work, and forget the model's samples unless only its operators are missing."""
+    def note(self, stage: str, index: int, message: str, remedy: str) -> None:
+        """Keep what did not work."""
         self.failures.append({"stage": stage, "index": index, "message": message, "remedy": remedy})
-        if stage != "operators":
-            self.models = [model for model in self.models if model.index != index]
+
+    def fail(self, stage: str, index: int, message: str, remedy: str) -> None:
+        """Keep why a model could not be measured, and forget its samples."""
+        self.note(stage, index, message, remedy)
+        self.models = [model for model in self.models if model.index != index]
 
     def save(self) -> None:
         """Replace the result file in one step: a reader never sees half of it."""
         document = {
             "schema": 1,
             "conditions": self.conditions,
-            "measurements": [
-                {
-                    "index": model.index,
-                    "load_ms": model.load_ms,
-                    "samples_ms": model.wall_ms,
-                    "cpu_samples_ms": model.cpu_ms,
-                    "reference_ms": model.reference_ms,
-                    "peak_memory_mb": model.peak_memory_mb,
-                    "operators": model.operators,
-                }
-                for model in self.models
-            ],
+            "measurements": [model.row for model in self.models],
             "failures": self.failures,
         }
         partial = self.path.with_name(self.path.name + ".part")
         partial.write_text(json.dumps(document), encoding="utf-8")
         partial.replace(self.path)
         self.saved = time.monotonic()
-        self.parent = os.getppid()
 
 
 def say(stage: str) -> None:
@@ -121,38 +161,67 @@ def say(stage: str) -> None:
     print(stage, flush=True)
 
 
-# ---------------------------------------------------------------- the machine
+# ---------------------------------------------------------------- its own end
 
 
-def busy_ticks() -> dict[int, int]:
-    """Clock ticks that each CPU has worked since boot."""
-    ticks = {}
-    for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
-        name, *fields = line.split()
-        if name.startswith("cpu") and name != "cpu":
-            user, nice, system, _idle, _iowait, *rest = (int(value) for value in fields[:8])
-            ticks[int(name[3:])] = user + nice + system + sum(rest)
-    return ticks
+class Watch:
+    """Ends this process and its child when nobody waits for the result any more.
+
+    It stands on monotonic time: setting the clock changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def over(self, seconds: float) -> None:
+        """End the process so many seconds from now."""
+        seconds = min(seconds, LONGEST_SECONDS)
+        if hasattr(signal, "setitimer"):  # the kernel's own timer: native code may hold Python's lock for good
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)
+        end = time.monotonic() + seconds
+
+        def wait() -> None:
+            while time.monotonic() < end:
+                time.sleep(min(3600.0, max(0.0, end - time.monotonic())))
+            self.end(TIME_OVER, "the time that was asked for is over")
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def standard_input(self) -> None:
+        """End the process when its standard input ends."""
+
+        def wait() -> None:
+            with contextlib.suppress(OSError):  # an input that cannot be read is one that has ended
+                while os.read(0, 4096):
+                    pass
+            self.end(CLIENT_GONE, "standard input has ended: the client is gone")
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def end(self, code: int, reason: str) -> None:
+        """Leave without another word: what is measured is in the result file."""
+        if self.child is not None:
+            with contextlib.suppress(OSError):
+                self.child.kill()
+        with contextlib.suppress(OSError):
+            os.write(2, (reason + "\n").encode())
+        os._exit(code)
+
+    def run(self, command: list[str]) -> int:
+        """Run a command to its end; its exit code. It ends when this process does, whatever ended that: its standard
+        input is ours to hold."""
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+            self.child = child
+            code = child.wait()
+        self.child = None
+        return code
 
 
-def pin(threads: int) -> list[int]:
-    """Bind this process to the `threads` least busy CPUs that it may use; empty where the system has no such call."""
-    if not hasattr(os, "sched_setaffinity"):
-        return []
-    allowed = sorted(os.sched_getaffinity(0))
-    try:
-        before = busy_ticks()
-        time.sleep(0.05)
-        after = busy_ticks()
-        allowed.sort(key=lambda cpu: after[cpu] - before[cpu])
-    except (OSError, ValueError, KeyError):
-        pass
-    chosen = allowed[:threads]
-    try:
-        os.sched_setaffinity(0, chosen)
-    except OSError:
-        return []
-    return chosen
+WATCH = Watch()
+
+
+# ---------------------------------------------------------------- loading and warming up
 
 
 def one_blas_thread() -> None:
@@ -161,52 +230,9 @@ def one_blas_thread() -> None:
         os.environ[name + ("_MAXIMUM_THREADS" if name == "VECLIB" else "_NUM_THREADS")] = "1"
 
 
-def temperature_c() -> float | None:
-    """The hottest readable thermal zone in degrees Celsius, or None."""
-    readings = []
-    for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        with contextlib.suppress(OSError, ValueError):
-            readings.append(int(zone.read_text(encoding="ascii")) / 1000)
-    return max((value for value in readings if 0 < value < 150), default=None)
-
-
-def peak_memory_mb(reset: bool = False) -> float | None:
-    """Largest resident memory so far in MB (10^6 bytes), or None where the system does not say.
-
-    Linux: VmHWM, which starts anew with the program; ru_maxrss still holds the size of the parent that forked us.
-    """
-    if reset:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def free_memory() -> int | None:
-    """Bytes that this process can take before the system, or its container, runs out; None: neither says."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    for limit, used in CONTAINERS:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
-            found.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
-    return max(0, min(found)) if found else None
-
-
 def limit_memory() -> None:
     """Let a file that asks for more memory than there is fail, instead of the machine."""
-    free = free_memory()
+    free = machine.free_memory()
     if free is None:
         return
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -218,122 +244,26 @@ def limit_memory() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
-# ---------------------------------------------------------------- the runtimes
-
-
-def tensor(shape: list[Any], dtype: str) -> Any:
-    """An input: seeded normal numbers for floats, zeros for everything else. Unknown extents are 1."""
-    import numpy as np
-
-    extents = [size if isinstance(size, int) and size > 0 else 1 for size in shape]
-    if not dtype.startswith("float"):
-        return np.zeros(extents, dtype=dtype)
-    return np.random.default_rng(0).standard_normal(extents, dtype=np.float32).astype(dtype)
-
-
-def onnx_session(path: str, threads: int, profile_prefix: str = "") -> tuple[Any, dict[str, Any]]:
-    """A session without spinning threads, and its inputs."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    # A thread that spins while it waits would burn the CPU time that is being measured.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if profile_prefix:
-        options.enable_profiling = True
-        options.profile_file_prefix = profile_prefix
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    kinds = {"float": "float32", "double": "float64"}
-    feed = {}
-    for entry in session.get_inputs():
-        kind = entry.type[len("tensor(") : -1]
-        feed[entry.name] = tensor(entry.shape, kinds.get(kind, kind))
-    return session, feed
-
-
-def load_onnx(path: str, threads: int) -> Run:
-    """A call that runs the file once in ONNX Runtime."""
-    session, feed = onnx_session(path, threads)
-    return lambda: session.run(None, feed)
-
-
-def interpreter_module() -> Any:
-    """LiteRT's package, or that of its predecessor, which older boards have; its interpreter is imported."""
-    for name in ("ai_edge_litert", "tflite_runtime"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name + ".interpreter")
-            return sys.modules[name]
-    raise ImportError("neither ai_edge_litert nor tflite_runtime is installed")
-
-
-def new_interpreter(path: str, threads: int) -> Any:
-    """An interpreter of a file with its tensors allocated."""
-    interpreter = interpreter_module().interpreter.Interpreter(model_path=path, num_threads=threads)
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def load_tflite(path: str, threads: int) -> Run:
-    """A call that runs the file once in LiteRT. Inputs are set once: invoking does not overwrite them."""
-    interpreter = new_interpreter(path, threads)
-    feed_interpreter(interpreter)
-    run: Run = interpreter.invoke
-    return run
-
-
-def feed_interpreter(interpreter: Any) -> list[Any]:
-    """Set an interpreter's inputs; returns them."""
-    import numpy as np
-
-    arrays = []
-    for entry in interpreter.get_input_details():
-        arrays.append(tensor(entry["shape"].tolist(), np.dtype(entry["dtype"]).name))
-        interpreter.set_tensor(entry["index"], arrays[-1])
-    return arrays
-
-
-LOADERS: dict[str, Callable[[str, int], Run]] = {"onnx": load_onnx, "tflite": load_tflite}
-PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
-
-
-def import_runtimes(names: set[str]) -> dict[str, str]:
-    """Import runtimes before anything is timed; returns the versions of those that are there."""
-    import numpy as np
-
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    for name in names & set(LOADERS):
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module("onnxruntime") if name == "onnx" else interpreter_module()
-            versions[name] = str(getattr(module, "__version__", "unknown"))
-    return versions
-
-
-# ---------------------------------------------------------------- timing
-
-
 def load_all(request: Request, journal: Journal) -> None:
     """Load every model; what cannot be loaded becomes a failure."""
     for index, entry in enumerate(request["models"]):
         say(f"load {index}")
         runtime = entry["runtime"]
-        if runtime not in LOADERS:
-            message = f"this machine runs {' and '.join(LOADERS)} files, not {runtime}"
+        if runtime not in models.LOADERS:
+            message = f"this machine runs {' and '.join(models.LOADERS)} files, not {runtime}"
             journal.fail("load", index, message, "measure this file on a device that runs it")
             continue
         if runtime not in journal.conditions["versions"]:
-            message = f"{PACKAGES[runtime]} is not installed on this machine"
-            journal.fail("load", index, message, f"pip install {PACKAGES[runtime]}")
+            package = models.PACKAGES[runtime]
+            journal.fail("load", index, f"{package} is not installed on this machine", f"pip install {package}")
             continue
         start = time.perf_counter_ns()
         try:
-            run = LOADERS[runtime](entry["path"], request["threads"])
+            opened = models.LOADERS[runtime](entry["path"], request["threads"], entry["inputs"])
         except Exception as error:  # noqa: BLE001 (native runtimes raise anything)
             journal.fail("load", index, sentence(error), "check that the file is a whole model of this runtime")
             continue
-        journal.models.append(Model(index, run, (time.perf_counter_ns() - start) / 1e6))
+        journal.models.append(Model(index, opened, (time.perf_counter_ns() - start) / 1e6))
 
 
 def sentence(error: Exception) -> str:
@@ -341,32 +271,59 @@ def sentence(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
-def attempt(model: Model, journal: Journal) -> bool:
-    """Run a model once, untimed; False when it failed and was dropped."""
-    try:
-        model.run()
-    except Exception as error:  # noqa: BLE001
-        journal.fail("measure", model.index, sentence(error), "check that the file runs on zeros of its input shape")
-        return False
-    return True
-
-
 def warm_up(request: Request, journal: Journal) -> None:
     """Run every model some times: lazy allocation, weight packing and caches happen here."""
     limit = WARMUP_SHARE * request["max_seconds"] / max(1, len(journal.models))
     for model in list(journal.models):
         say(f"warm {model.index}")
-        start = time.monotonic()
-        fastest = float("inf")
-        # At least one run even where no warm-up is asked for, so that a file that cannot run fails here.
-        for _ in range(max(1, request["warmup"])):
-            begin = time.perf_counter()
-            if not attempt(model, journal):
-                break
-            fastest = min(fastest, time.perf_counter() - begin)
-            if time.monotonic() - start > limit:
-                break
-        model.settle = next((count for limit_ms, count in SETTLE if fastest * 1e3 < limit_ms), 0)
+        try:
+            warm(model, request, limit)
+        except Exception as error:  # noqa: BLE001
+            remedy = "check that the file runs on zeros of its input shape"
+            journal.fail("measure", model.index, sentence(error), remedy)
+
+
+def warm(model: Model, request: Request, limit: float) -> None:
+    """Run a model until it has run as often as asked for and, where that is asked for too, its runs are alike; at most
+    `limit` seconds, but once even where no warm-up is asked for: a file that cannot run fails here."""
+    start = time.monotonic()
+    model.row["first_run_ms"], _ = timed(model.run)
+    fastest, count, steady = model.row["first_run_ms"], 1, Steady()
+    wanted = request["warm_until_stable"]
+    while time.monotonic() - start <= limit and (count < request["warmup"] or (wanted and not steady.reached)):
+        wall, cpu = timed(model.run)
+        steady.add(wall, cpu)
+        fastest = min(fastest, wall)
+        count += 1
+    model.row["warmup"] = count
+    model.row["stable"] = steady.reached if wanted else None
+    model.settle = next((runs for limit_ms, runs in SETTLE if fastest < limit_ms), 0)
+
+
+class Steady:
+    """Whether the last runs were as long as those before them."""
+
+    def __init__(self) -> None:
+        self.window: list[float] = []
+        self.seconds = 0.0
+        self.medians: list[float] = []
+
+    def add(self, wall_ms: float, cpu_ms: float) -> None:
+        """Take a run into account: its CPU time, which other processes disturb less; windows are of wall time."""
+        self.window.append(cpu_ms)
+        self.seconds += wall_ms / 1e3
+        if len(self.window) >= WINDOW_RUNS and self.seconds >= WINDOW_SECONDS:
+            self.medians.append(statistics.median(self.window))
+            self.window, self.seconds = [], 0.0
+
+    @property
+    def reached(self) -> bool:
+        """Whether the medians of the last windows are within 5 % of each other."""
+        last = self.medians[-WINDOWS:]
+        return len(last) == WINDOWS and max(last) <= STABLE * min(last)
+
+
+# ---------------------------------------------------------------- timing
 
 
 def order(count: int, number: int) -> list[int]:
@@ -383,7 +340,7 @@ def reference_product() -> Run:
     """A call that multiplies two 512x512 float32 matrices."""
     import numpy as np
 
-    left, right = (tensor([REFERENCE_SIZE, REFERENCE_SIZE], "float32") for _ in range(2))
+    left, right = (models.tensor([REFERENCE_SIZE, REFERENCE_SIZE], "float32") for _ in range(2))
     out = np.empty_like(left)
     return lambda: np.matmul(left, right, out=out)
 
@@ -436,14 +393,22 @@ class RunError(Exception):
         self.position = position
 
 
-def rounds(request: Request, journal: Journal, reference: Run | None) -> None:
-    """Time all models in turn, round after round. Only whole rounds are kept, so that samples stay paired."""
+def enough(request: Request, number: int, seconds: float) -> bool:
+    """Whether so many rounds in so many seconds are what was asked for, or the time is over."""
+    if number >= MOST_ROUNDS or (number >= MINIMUM_ROUNDS and seconds > request["max_seconds"]):
+        return True
+    return bool(number >= max(request["runs"], request["least_runs"]) and seconds >= request["least_seconds"])
+
+
+def rounds(request: Request, journal: Journal, reference: Run | None, look: Run = lambda: None) -> None:
+    """Time all models in turn, round after round. Only whole rounds are kept, so that samples stay paired.
+
+    `look` is called every two seconds.
+    """
     say("rounds")
-    deadline = time.monotonic() + request["max_seconds"]
+    start = time.monotonic()
     number = 0
-    while journal.models and number < request["runs"]:
-        if number >= MINIMUM_ROUNDS and time.monotonic() > deadline:
-            break
+    while journal.models and not enough(request, number, time.monotonic() - start):
         runs = [(model.run, model.settle) for model in journal.models]
         try:
             times = one_round(runs, number, reference)
@@ -452,22 +417,34 @@ def rounds(request: Request, journal: Journal, reference: Run | None) -> None:
             journal.fail("measure", failed.index, f"{error} (in round {number + 1})", "run the file by itself")
             continue
         for model, (wall, cpu, around) in zip(journal.models, times):
-            model.wall_ms.append(wall)
-            model.cpu_ms.append(cpu)
-            if reference:
-                model.reference_ms.append(around)
+            model.add(wall, cpu, around if reference else None)
         number += 1
         if os.getppid() != journal.parent:  # whoever asked is gone: do not disturb the machine for nobody
             raise SystemExit("the process that asked for the measurement has ended")
         if time.monotonic() - journal.saved > CHECKPOINT_SECONDS:
+            look()
             journal.save()
+
+
+def energy_mj(run: Run, meter: Any) -> float | None:
+    """Energy of one run, millijoules: runs one after another, nothing else, between two readings of the meter."""
+    start, count = time.monotonic(), 0
+    meter.start()
+    while count < ENERGY_RUNS or time.monotonic() - start < meter.seconds:
+        run()
+        meter.look()
+        count += 1
+    spent: float | None = meter.spent_mj()
+    return None if spent is None else spent / count
 
 
 def measure(request: Request, journal: Journal) -> None:
     """The whole protocol except the operators' times."""
-    cpus = pin(request["threads"])
+    waited = machine.cool_down(request["cool_to_c"], request["cool_seconds"])
+    throttling = machine.Throttling()
+    cpus = machine.pin(request["threads"], request["cores"])
     one_blas_thread()
-    versions = import_runtimes({entry["runtime"] for entry in request["models"]})
+    versions = models.import_runtimes({entry["runtime"] for entry in request["models"]})
     reference = reference_product() if request["reference"] else None
     if reference:
         reference()
@@ -476,40 +453,63 @@ def measure(request: Request, journal: Journal) -> None:
         versions=versions,
         compute_unit="cpu",
         cpus=cpus,
-        temperature_before_c=temperature_c(),
-        temperature_after_c=None,
+        waited_seconds=waited,
+        temperature_before_c=machine.temperature_c(),
+        thermal_before=throttling.words(),
     )
-    before = peak_memory_mb(reset=True)
+
+    def look() -> None:
+        throttling.look()
+        after = {"temperature_after_c": machine.temperature_c(), "thermal_after": throttling.words()}
+        journal.conditions.update(after, throttled=throttling.seen)
+
+    before = machine.peak_memory_mb(reset=True)
     load_all(request, journal)
     warm_up(request, journal)
     gc.collect()
     gc.disable()
-    rounds(request, journal, reference)
+    rounds(request, journal, reference, look)
     gc.enable()
-    after = peak_memory_mb()
+    look()
+    after = machine.peak_memory_mb()
     if len(request["models"]) == 1 and before is not None and after is not None:
         for model in journal.models:
-            model.peak_memory_mb = max(0.0, after - before)
-    journal.conditions["temperature_after_c"] = temperature_c()
+            model.row["peak_memory_mb"] = max(0.0, after - before)
     journal.save()
+    finish(request, journal)
+
+
+def finish(request: Request, journal: Journal) -> None:
+    """Outputs, and the energy of a model that is alone; a model that fails here keeps its samples."""
+    meter = machine.meter() if len(request["models"]) == 1 else None
+    for model in journal.models:
+        try:
+            if request["return_outputs"]:
+                model.row["outputs"] = model.opened.outputs()
+            if meter is not None:
+                model.row["energy_mj"] = energy_mj(model.run, meter)
+        except Exception as error:  # noqa: BLE001
+            journal.note("measure", model.index, f"{sentence(error)} (after the rounds)", "run the file by itself")
+    if request["return_outputs"] or meter is not None:
+        journal.save()
 
 
 # ---------------------------------------------------------------- operators
 
 
-def onnx_operators(path: str, threads: int, folder: str, limit: tuple[int, float]) -> Operators:
+def onnx_operators(entry: Request, threads: int, folder: str, limit: tuple[int, float]) -> Operators:
     """Median microseconds of each fused node, in the order in which they run, from ONNX Runtime's profile.
 
     `limit` is the number of runs and the seconds after which fewer will do.
     """
     runs, seconds = limit
-    session, feed = onnx_session(path, threads, profile_prefix=os.path.join(folder, "profile"))
+    opened = models.Onnx(entry["path"], threads, entry["inputs"], os.path.join(folder, "profile"))
     begin = time.monotonic()
     done = 0
     while done < OPERATOR_WARMUP + runs and (done < OPERATOR_MINIMUM or time.monotonic() - begin < seconds):
-        session.run(None, feed)
+        opened.run()
         done += 1
-    profile = Path(session.end_profiling())
+    profile = Path(opened.session.end_profiling())
     events = json.loads(profile.read_text(encoding="utf-8"))
     profile.unlink()
     times: dict[tuple[str, str], list[int]] = {}
@@ -533,21 +533,13 @@ def onnx_operators(path: str, threads: int, folder: str, limit: tuple[int, float
     ]
 
 
-def tflite_operators(path: str, threads: int, limit: tuple[int, float]) -> Operators:
+def tflite_operators(entry: Request, threads: int, limit: tuple[int, float]) -> Operators:
     """Median microseconds of each operator, those inside the XNNPACK delegate included."""
-    interpreter = new_interpreter(path, threads)
-    inputs = feed_interpreter(interpreter)
-    interpreter.invoke()
-    outputs = [interpreter.get_tensor(entry["index"]) for entry in interpreter.get_output_details()]
-    # By its path: the runner has taken its own folder off the import path.
-    where = Path(__file__).resolve().with_name("_litert_profiler.py")
-    spec = importlib.util.spec_from_file_location("_litert_profiler", where)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{where} cannot be loaded")
-    profiler = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(profiler)
-    with contextlib.closing(profiler.CompiledModel(path, threads)) as model:
-        found: Operators = profiler.operator_times(model, inputs, outputs, *limit)
+    opened = models.Tflite(entry["path"], threads, entry["inputs"])
+    outputs = [values for _, values in opened.results()]
+    profiler = beside("_litert_profiler")
+    with contextlib.closing(profiler.CompiledModel(entry["path"], threads)) as model:
+        found: Operators = profiler.operator_times(model, opened.samples[0], outputs, *limit)
     return found
 
 
@@ -563,9 +555,9 @@ def profile_operators(request: Request, answer: Path) -> None:
             row: dict[str, Any] = {"index": index}
             try:
                 if entry["runtime"] == "onnx":
-                    row["operators"] = onnx_operators(entry["path"], request["threads"], str(answer.parent), limit)
+                    row["operators"] = onnx_operators(entry, request["threads"], str(answer.parent), limit)
                 else:
-                    row["operators"] = tflite_operators(entry["path"], request["threads"], limit)
+                    row["operators"] = tflite_operators(entry, request["threads"], limit)
             except Exception as error:  # noqa: BLE001 (one file's profile must not cost the others')
                 row["message"] = sentence(error)
             print(json.dumps(row), file=lines, flush=True)
@@ -574,15 +566,15 @@ def profile_operators(request: Request, answer: Path) -> None:
 def add_operators(request: Request, journal: Journal) -> None:
     """Profile every measured model in a child process, which is started again behind a model that crashed it."""
     say("operators")
-    models = {model.index: model for model in journal.models}
-    waiting = list(models)
+    profiled = {model.index: model.row for model in journal.models}
+    waiting = list(profiled)
     while waiting:
         # Beside the result, where the starter cleans up even if it has to kill us.
         with tempfile.TemporaryDirectory(dir=journal.path.parent) as folder:
             asked, answer = Path(folder, "request.json"), Path(folder, "answer.jsonl")
             asked.write_text(json.dumps({**request, "indices": waiting}), encoding="utf-8")
-            command = [sys.executable, str(Path(__file__).resolve()), "--operators", str(asked), str(answer)]
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+            script = [sys.executable, str(Path(__file__).resolve()), "--watch-stdin", "--operators"]
+            code = WATCH.run([*script, str(asked), str(answer)])
             rows = (
                 [json.loads(line) for line in answer.read_text(encoding="utf-8").splitlines()]
                 if answer.exists()
@@ -590,14 +582,14 @@ def add_operators(request: Request, journal: Journal) -> None:
             )
         for row in rows:
             if "operators" in row:
-                models[row["index"]].operators = row["operators"]
+                profiled[row["index"]]["operators"] = row["operators"]
             elif "message" in row:
-                journal.fail("operators", row["index"], row["message"], OPERATOR_REMEDY)
+                journal.note("operators", row["index"], row["message"], OPERATOR_REMEDY)
         finished = {row["index"] for row in rows if len(row) > 1}
         waiting = [index for index in waiting if index not in finished]
         if waiting:
             message = f"the runtime's profiler crashed (exit code {code})"
-            journal.fail("operators", waiting.pop(0), message, OPERATOR_REMEDY)
+            journal.note("operators", waiting.pop(0), message, OPERATOR_REMEDY)
         journal.save()
 
 
@@ -606,15 +598,19 @@ def main(arguments: list[str]) -> int:
     # The folder of this script is no place to import from: its files could hide installed packages.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
-    if len(arguments) not in (2, 3):
-        print("usage: python _runner.py REQUEST.json RESULT.json", file=sys.stderr)
+    options, paths = set(arguments[:-2]), arguments[-2:]
+    if len(paths) != 2 or options - {"--watch-stdin", "--operators"}:
+        print("usage: python _runner.py [--watch-stdin] REQUEST.json RESULT.json", file=sys.stderr)
         return 2
-    request: Request = json.loads(Path(arguments[-2]).read_text(encoding="utf-8"))
+    if "--watch-stdin" in options:
+        WATCH.standard_input()
+    request: Request = json.loads(Path(paths[0]).read_text(encoding="utf-8"))
+    WATCH.over(request["timeout_seconds"] + GRACE_SECONDS)
     limit_memory()
-    if arguments[0] == "--operators":
-        profile_operators(request, Path(arguments[-1]))
+    if "--operators" in options:
+        profile_operators(request, Path(paths[1]))
         return 0
-    journal = Journal(Path(arguments[-1]))
+    journal = Journal(Path(paths[1]))
     measure(request, journal)
     if request["per_operator"]:
         add_operators(request, journal)

@@ -68,10 +68,17 @@ def _start(request: BenchRequest, timeout: float) -> _session.Reply:
         where = Path(folder)
         text = _session.request_text(request, lambda path: str(Path(path).resolve()))
         (where / "request.json").write_text(text, encoding="utf-8")
-        command = [sys.executable, str(_session.RUNNER), str(where / "request.json"), str(where / "result.json")]
+        paths = [str(where / "request.json"), str(where / "result.json")]
+        command = [sys.executable, str(_session.RUNNER), "--watch-stdin", *paths]
         with (where / "stdout").open("wb") as out, (where / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, start_new_session=True
+                # a pipe that ends when this process does, however it ends
+                command,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                cwd=folder,
+                start_new_session=True,
             )
             try:
                 process.wait(timeout)
@@ -99,6 +106,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _read(path: Path) -> bytes | None:
