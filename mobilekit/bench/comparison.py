@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple, Unpack
 
-from mobilekit.bench.figures import Clock, median_ms, samples_ms
+from mobilekit.bench.figures import Clock, clock_of, median_ms, samples_ms
 from mobilekit.bench.protocol import COMPARE, Settings, request
 from mobilekit.errors import MobilekitError
 from mobilekit.interfaces import Device
@@ -90,6 +90,8 @@ class Comparison(Value):
     def of(cls, *sessions: tuple[Measurement, Measurement], clock: Clock = "cpu") -> Comparison:
         """Compare the (baseline, candidate) measurements of one session each. Raises ValueError where rounds do not
         pair, or there are none."""
+        taken = {clock_of(measurement, clock) for pair in sessions for measurement in pair}
+        clock = "wall" if "wall" in taken else clock  # CPU time of one is not compared with wall time of the other
         each = [ratios(samples_ms(before, clock), samples_ms(after, clock)) for before, after in sessions]
         return cls(
             baseline=_joined([before for before, _ in sessions]),

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mobilekit.cli import measuring
 from mobilekit.cli.terminal import (
+    CoolTo,
     Devices,
     DeviceSpec,
     JsonFlag,
@@ -64,6 +65,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
     devices: Devices = None,
     runner: Runner = None,
     wheels: Wheels = None,
+    cool_to: CoolTo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: predicted, nothing measured.")] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Do not fine-tune.")] = False,
     pareto: Annotated[
@@ -104,6 +106,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
         seed,
         settings=device_settings(runner, wheels),
         devices=listed(devices),
+        cool_to_c=cool_to,
         train=not no_train,
         pareto=pareto,
     )

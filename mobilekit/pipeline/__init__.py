@@ -156,7 +156,7 @@ def measure(path: str | Path, device: str = "host", *, threads: int = 1, runs: i
     >>> mk.measure(model_file, device="host", runs=10).median_ms > 0
     True
     """
-    found = measure_files([Path(path)], device, Timing(threads=threads, runs=runs))
+    found = measure_files([Path(path)], [registry.device(device)], Timing(threads=threads, runs=runs))
     if not found.measurements:
         failure = found.failures[0]
         raise MobilekitError(f"{path} could not be measured: {failure.message}; {failure.remedy}")

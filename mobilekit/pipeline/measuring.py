@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from mobilekit import bench, registry
@@ -18,6 +19,7 @@ WARMER_C = 2.0
 """With --one-by-one the gate of the second file on is so many degrees above what the first one began at."""
 COMPARISON_SECONDS = 10.0
 """Least time of files that are compared: what disturbs a shared machine changes over seconds (`bench.COMPARE`)."""
+WRONG_OUTPUTS = "do not use the file on this device; try another version of the runtime there"
 PARITY = "parity"
 """The stage of failures of which the exit code is 1."""
 
@@ -64,6 +66,7 @@ class Timing:
 class Ratio(Value):
     """How long a file takes beside the baseline, paired round by round: CPU time, or wall time of several threads."""
 
+    device: str
     model: str
     baseline: str
     ratio: float
@@ -76,6 +79,7 @@ class Ratio(Value):
 class Repeated(Value):
     """How well a file's figures repeat, each time in a process of its own."""
 
+    device: str
     model: str
     medians_ms: tuple[float, ...]
     median_spread: float
@@ -103,8 +107,9 @@ class Measured:
         return bool(self.measurements) and not any(failure.stage == PARITY for failure in self.failures)
 
 
-def measure_files(paths: Sequence[Path], device: str, timing: Timing | None = None) -> Measured:
-    """Time model files in turn. What `mobilekit measure` does; a folder stands for the models in it.
+def measure_files(paths: Sequence[Path], devices: Sequence[Device], timing: Timing | None = None) -> Measured:
+    """Time model files in turn, on all devices at the same time. What `mobilekit measure` does; a folder stands for the
+    models in it.
 
     Where a manifest lies beside a file, it is fed the golden inputs, and its outputs on the device are compared.
     """
@@ -114,8 +119,19 @@ def measure_files(paths: Sequence[Path], device: str, timing: Timing | None = No
     if timing.baseline is not None:
         files = _behind(timing.baseline, files, suffixes)
     models = [BenchModel(name=file.name, path=str(file), runtime=suffixes[file.suffix]) for file in files]
-    with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
-        return _Job(registry.device(device), timing, Path(folder)).carried_out(models)
+
+    def on(device: Device) -> Measured:
+        with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+            return _Job(device, timing, Path(folder)).carried_out(models)
+
+    if len(devices) == 1:  # in this thread, where Ctrl-C arrives
+        return on(devices[0])
+    together = Measured()
+    with ThreadPoolExecutor(max_workers=len(devices)) as pool:
+        for found in pool.map(on, devices):
+            for part in fields(Measured):
+                getattr(together, part.name).extend(getattr(found, part.name))
+    return together
 
 
 def _behind(baseline: Path, files: Sequence[Path], suffixes: dict[str, str]) -> list[Path]:
@@ -197,21 +213,13 @@ class _Job:
 
     def _compared(self, measurement: Measurement) -> Measurement:
         """The measurement with the parity of the outputs that came with it."""
-        vectors, name = self.vectors.get(measurement.path), measurement.model
+        vectors = self.vectors.get(measurement.path)
         if vectors is None:
             return measurement
-        if not measurement.outputs:
-            self._fail(name, f"{measurement.device} returned no outputs to compare", "measure again, or --no-parity")
-            return measurement
-        try:
-            parity = golden.judged(vectors, measurement.outputs)
-        except BadInputError as error:
-            self._fail(name, str(error), "do not use the file on this device; try another version of the runtime")
-            return measurement.model_copy(update={"outputs": ()})
-        excess = golden.excess(vectors, parity)
-        if excess is not None:
-            self._fail(name, excess, "do not use the file on this device; try another version of the runtime")
-        return measurement.model_copy(update={"parity": parity, "outputs": ()})
+        found, wrong = golden.compared(vectors, measurement)
+        if wrong is not None:
+            self._fail(measurement.model, wrong, WRONG_OUTPUTS)
+        return found
 
     def _fail(self, subject: str, message: str, remedy: str) -> None:
         self.found.failures.append(Failure(stage=PARITY, subject=subject, message=message, remedy=remedy))
@@ -238,6 +246,7 @@ def _ratios(sessions: Sequence[Sequence[Measurement]], baseline: Path) -> Iterat
             continue
         compared = bench.Comparison.of(*pairs, clock=_clock(measurement))
         yield Ratio(
+            device=measurement.device,
             model=measurement.model,
             baseline=baseline.name,
             ratio=compared.ratio,
@@ -260,6 +269,7 @@ def _repeated(sessions: Sequence[Sequence[Measurement]], path: str) -> Repeated:
         beside = "the reference product"
         ratios = tuple(ratio for m in own if (ratio := bench.reference_ratio(m)) is not None)
     return Repeated(
+        device=own[0].device,
         model=own[0].model,
         medians_ms=medians,
         median_spread=spread(medians),
