@@ -266,9 +266,9 @@ def measured(place: Yard, rng: Random, v: Valid) -> None:
     asked = {path.name for path in place.inside.iterdir()}
 
     def everything() -> None:
-        found, failures = pipeline.measure_files([place.inside], "host", runs=3)
-        assert asked <= {m.model for m in found} | {f.subject for f in failures}
-        for failure in failures:
+        found = pipeline.measure_files([place.inside], "host", pipeline.Timing(runs=3))
+        assert asked <= {m.model for m in found.measurements} | {f.subject for f in found.failures}
+        for failure in found.failures:
             assert failure.message
             assert failure.remedy
             assert len(failure.message) < 700
