@@ -33,7 +33,8 @@ from mobilekit.types import (
 
 RUNNER = Path(__file__).with_name("_runner.py")
 PROFILER = Path(__file__).with_name("_litert_profiler.py")
-"""Lies beside the runner wherever that is copied."""
+SCRIPTS = (RUNNER, PROFILER)
+"""All that has to lie beside the runner wherever that is copied."""
 PACKAGES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
 """Runtime name -> the packages that bring it, best first."""
 STAGE = re.compile(r"^(?:load \d+|warm \d+|rounds|operators|done)$", re.MULTILINE)
