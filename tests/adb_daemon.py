@@ -17,7 +17,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Faults:
     """Name of a file -> what is sent in its place when it is pulled."""
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The connection or the stream was closed."""
 
 
@@ -67,13 +67,13 @@ class Stream:
             self.connection.send(b"WRTE", self.local, self.remote, data[start : start + self.connection.most])
             self.ready.acquire()
             if self.closed:
-                raise Gone
+                raise GoneError
 
     def receive(self) -> bytes:
         """What came next; acknowledged when it is taken."""
         data = self.inbox.get()
         if data is None:
-            raise Gone
+            raise GoneError
         self.connection.send(b"OKAY", self.local, self.remote)
         return data
 
@@ -90,7 +90,7 @@ class Stream:
         self.ready.release()
 
     def close(self) -> None:
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(GoneError):
             self.connection.send(b"CLSE", self.local, self.remote)
         self.connection.streams.pop(self.local, None)
 
@@ -113,7 +113,7 @@ class Connection:
             with self.lock:
                 self.line.sendall(header + data)
         except OSError as error:
-            raise Gone from error
+            raise GoneError from error
 
     def read(self, count: int) -> bytes:
         parts = b""
@@ -121,14 +121,14 @@ class Connection:
             try:
                 part = self.line.recv(count - len(parts))
             except OSError as error:
-                raise Gone from error
+                raise GoneError from error
             if not part:
-                raise Gone
+                raise GoneError
             parts += part
         return parts
 
     def serve(self) -> None:
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(GoneError):
             while True:
                 number, first, second, length, _, _ = struct.unpack("<6I", self.read(24))
                 self.take(struct.pack("<I", number), first, second, self.read(length))
@@ -138,7 +138,7 @@ class Connection:
         faults = self.daemon.faults
         if command == b"CNXN":
             self.most = min(second, MOST_PAYLOAD)
-        if command in (b"CNXN", b"AUTH"):
+        if command == b"CNXN" or (command == b"AUTH" and first == 2):  # 3: a key that a person has to allow
             if faults.answers_nothing:
                 return
             if faults.unauthorized:
@@ -198,8 +198,8 @@ class AdbDaemon:
         for thread in self.threads:
             thread.join(10)
 
-    def start(self, work: object, *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
+    def start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
         self.threads.append(thread)
         thread.start()
 
@@ -228,7 +228,7 @@ class AdbDaemon:
         self.services.append(service)
         name, _, rest = service.partition(":")
         kind, *options = name.split(",")
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(GoneError):
             stream.connection.send(b"OKAY", stream.local, stream.remote)
             if kind == "sync":
                 FileSync(self, stream).serve()
@@ -262,14 +262,14 @@ class AdbDaemon:
     def feed(self, stream: Stream, command: subprocess.Popen[bytes]) -> None:
         """Hand on what the client types, until it closes its end or is gone."""
         assert command.stdin is not None
-        with contextlib.suppress(Gone, BrokenPipeError, ValueError):
+        with contextlib.suppress(GoneError, BrokenPipeError, ValueError):
             while True:
                 identity, length = struct.unpack("<BI", stream.exactly(5))
                 data = stream.exactly(length)
                 if identity == 0:
                     command.stdin.write(data)
                     command.stdin.flush()
-                elif identity == 3 or identity == 4:
+                elif identity in (3, 4):
                     break
         with contextlib.suppress(BrokenPipeError):
             command.stdin.close()
@@ -281,7 +281,7 @@ class AdbDaemon:
             if not gone:
                 try:
                     stream.send(struct.pack("<BI", identity, len(data)) + data)
-                except Gone:
+                except GoneError:
                     gone = True
 
     def terminal(self, stream: Stream, script: str) -> None:
@@ -290,14 +290,14 @@ class AdbDaemon:
         command = subprocess.Popen(["setsid", "-c", "sh", "-c", script], stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         self.start(self.watch, stream, master)
-        with contextlib.suppress(OSError, Gone):  # EIO: nobody holds the other end any longer
+        with contextlib.suppress(OSError, GoneError):  # EIO: nobody holds the other end any longer
             while data := os.read(master, CHUNK):
                 stream.send(data)
         os.close(master)
         command.wait()
 
     def watch(self, stream: Stream, master: int) -> None:
-        with contextlib.suppress(Gone, OSError):
+        with contextlib.suppress(GoneError, OSError):
             while True:
                 os.write(master, stream.receive())
         for command in self.commands:
@@ -349,7 +349,7 @@ class FileSync:
                 if faults.drop_after_bytes < 0:
                     faults.drop_after_bytes = None
                     self.daemon.disconnect()
-                    raise Gone
+                    raise GoneError
             yield data
 
     def take(self, _: bytes, where: str) -> None:
@@ -367,7 +367,7 @@ class FileSync:
                             problem = "couldn't write file: No space left on device"
                             continue
                     file.write(data)
-        except Gone:
+        except GoneError:
             path.unlink(missing_ok=True)
             raise
         if problem:

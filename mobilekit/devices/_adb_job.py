@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import subprocess
@@ -65,10 +66,9 @@ class Job:
         self._close()
 
     def _close(self) -> None:
-        try:
+        # Out of reach: it ends the program by itself, and a later measurement removes what is old.
+        with contextlib.suppress(DeviceError):
             self.again("remove")
-        except DeviceError:
-            pass  # out of reach: it ends the program by itself, and the next measurement removes what is old
 
     # ------------------------------------------------------------ calls
 
@@ -102,7 +102,7 @@ class Job:
 
     def _line(self, command: str) -> str:
         """A command for the device's shell: fixed words, our own path and random name, and numbers."""
-        return f"MOBILEKIT_JOB={self.id}-{command.partition(' ')[0]} sh {self.where}/job.sh {self.folder} {self.id} {command}"
+        return f"sh {self.where}/job.sh {self.folder} {self.id} {command}"
 
     def _prepare(self) -> Facts:
         lines = self.script("prepare", HASH_SECONDS)
@@ -153,7 +153,8 @@ class Job:
 
         Its standard input is ours: it ends when this process does, however that ends.
         """
-        line = self._line(f"run {int(seconds) + GRACE_SECONDS} {program}")
+        # All that it starts has the job's name in its environment, by which it is found again.
+        line = f"MOBILEKIT_JOB={self.id} " + self._line(f"run {int(seconds) + GRACE_SECONDS} {program}")
         process = subprocess.Popen(
             self.client.command("shell", line),
             stdin=subprocess.PIPE,

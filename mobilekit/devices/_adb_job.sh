@@ -89,6 +89,7 @@ for name in ("onnxruntime", "tflite-runtime", "ai-edge-litert"):
 }
 
 remove() {
+    stop > /dev/null
     cd "$folder" && rm -rf "$job" && echo end
 }
 

@@ -24,8 +24,8 @@ MACHINES = {
 }
 """e_machine of an ELF file -> its name, and what `uname -m` says where it runs (ELF specification, gABI 4.1)."""
 GIVE_RUNNER = (
-    "give a measuring program for its processor ({}) with --runner, as docs/bench_runner.md describes, or put a python3 "
-    "with numpy and the runtimes on its PATH"
+    "give a measuring program for its processor ({}) with --runner, as docs/bench_runner.md describes, "
+    "or put a python3 with numpy and the runtimes on its PATH"
 )
 
 
@@ -42,7 +42,7 @@ class Adb:
     def __init__(self, address: str = "", settings: DeviceSettings | None = None) -> None:
         if address and not SERIAL.fullmatch(address):
             raise BadInputError(
-                f"'{one_line(address, 60)}' is no serial of an Android device: write adb:SERIAL as `adb devices` lists it"
+                f"'{one_line(address, 60)}' is no serial of an Android device: write adb:SERIAL as `adb devices` says it"
             )
         if ":" in address and not NETWORK.fullmatch(address):
             raise BadInputError(f"'{one_line(address, 60)}' is no address of an Android device: write adb:HOST:PORT")
