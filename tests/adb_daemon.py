@@ -93,6 +93,7 @@ class Stream:
         with contextlib.suppress(GoneError):
             self.connection.send(b"CLSE", self.local, self.remote)
         self.connection.streams.pop(self.local, None)
+        self.end()
 
 
 class Connection:
@@ -176,6 +177,8 @@ class AdbDaemon:
         banner = "".join(f"{key}={value};" for key, value in named.items()) + "features=" + ",".join(features)
         self.features, self.banner = features, b"device::" + banner.encode()
         self.faults = Faults()
+        self.path = os.environ["PATH"]
+        """Where its shell finds commands."""
         self.services: list[str] = []
         """What was asked of it, oldest first."""
         self.connections: list[Connection] = []
@@ -197,6 +200,7 @@ class AdbDaemon:
                 os.killpg(command.pid, signal.SIGKILL)
         for thread in self.threads:
             thread.join(10)
+            assert not thread.is_alive(), "a thread of the device hangs"
 
     def start(self, work: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
@@ -240,11 +244,14 @@ class AdbDaemon:
 
     # ------------------------------------------------------------ commands
 
+    def environment(self) -> dict[str, str]:
+        return {"PATH": self.path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
     def shell(self, stream: Stream, script: str) -> None:
         """Shell protocol 2: separate streams and an exit code. The command outlives the connection."""
         pipe = subprocess.PIPE
         with subprocess.Popen(
-            ["sh", "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+            ["sh", "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, env=self.environment()
         ) as command:
             self.commands.append(command)
             self.start(self.feed, stream, command)
@@ -287,7 +294,9 @@ class AdbDaemon:
     def terminal(self, stream: Stream, script: str) -> None:
         """The older shell: a terminal, no exit code; when the connection breaks the terminal hangs up."""
         master, slave = os.openpty()
-        command = subprocess.Popen(["setsid", "-c", "sh", "-c", script], stdin=slave, stdout=slave, stderr=slave)
+        command = subprocess.Popen(
+            ["setsid", "-c", "sh", "-c", script], stdin=slave, stdout=slave, stderr=slave, env=self.environment()
+        )
         os.close(slave)
         self.start(self.watch, stream, master)
         with contextlib.suppress(OSError, GoneError):  # EIO: nobody holds the other end any longer

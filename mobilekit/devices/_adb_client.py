@@ -26,6 +26,8 @@ MOST_TEXT = 2**20
 """Bytes of what a command prints."""
 POLL = 0.02
 CONNECT_SECONDS = 20.0
+SETTLE_SECONDS = 3.0
+"""A device that was just plugged in is offline at first."""
 
 NO_ADB = Trouble(
     "the program adb was not found",
@@ -182,27 +184,31 @@ def find(serial: str) -> Client:
         said = one_line(client.connect(), 200)
         entries = client.devices()
     chosen = [entry for entry in entries if serial in ("", entry.serial)]
+    usable = [entry for entry in chosen if entry.state == "device"]
     if not chosen:
         raise DeviceError(_absent(serial, entries, said))
-    usable = [entry for entry in chosen if entry.state == "device"]
     if len(usable) > 1:
-        listed = ", ".join(one_line(entry.serial, 60) for entry in usable[:5])
+        raise DeviceError(_several(usable))
+    best = (usable or chosen)[0]
+    if not SERIAL.fullmatch(best.serial):
         raise DeviceError(
             Trouble(
-                f"{len(usable)} Android devices are connected: {listed}",
-                f"say which one: --device adb:{one_line(usable[0].serial, 60)}",
-            )
-        )
-    if not usable:
-        raise DeviceError(state_trouble(chosen[0]))
-    if not SERIAL.fullmatch(usable[0].serial):
-        raise DeviceError(
-            Trouble(
-                f"the serial of the device, {shown(usable[0].serial)}, has characters that no serial has",
+                f"the serial of the device, {shown(best.serial)}, has characters that no serial has",
                 "use another device, or connect this one over the network and name its address",
             )
         )
-    return Client(adb, usable[0].serial)
+    client = Client(adb, best.serial)
+    if not usable and not (best.state in ("offline", "connecting") and client.wait(SETTLE_SECONDS)):
+        raise DeviceError(state_trouble(best))
+    return client
+
+
+def _several(entries: list[Entry]) -> Trouble:
+    listed = ", ".join(one_line(entry.serial, 60) for entry in entries[:5])
+    return Trouble(
+        f"{len(entries)} Android devices are connected: {listed}",
+        f"say which one: --device adb:{one_line(entries[0].serial, 60)}",
+    )
 
 
 def _absent(serial: str, entries: list[Entry], said: str) -> Trouble:

@@ -42,7 +42,7 @@ class Adb:
     def __init__(self, address: str = "", settings: DeviceSettings | None = None) -> None:
         if address and not SERIAL.fullmatch(address):
             raise BadInputError(
-                f"'{one_line(address, 60)}' is no serial of an Android device: write adb:SERIAL as `adb devices` says it"
+                f"'{one_line(address, 60)}' is no serial of an Android device: write adb:SERIAL, as in `adb devices`"
             )
         if ":" in address and not NETWORK.fullmatch(address):
             raise BadInputError(f"'{one_line(address, 60)}' is no address of an Android device: write adb:HOST:PORT")
