@@ -123,8 +123,22 @@ class Device(Protocol):
 
     name: str
 
+    @classmethod
+    def visible(cls) -> list[str]:
+        """Specifications of the devices of this kind that are there now, found at once and without a network.
+
+        Empty where there is none, where what finds them is not installed, and for kinds that cannot be seen from here
+        (ssh). Never raises; a device that is seen but cannot be used (not authorised) is listed: its `info` says why.
+        """
+        ...
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why no device of this kind can be used from here (a missing program, with the command that installs it)."""
+        ...
+
     def info(self) -> DeviceInfo:
-        """Ask the device what it is."""
+        """Ask the device what it is. Raises MobilekitError, with what helps, where it cannot be reached."""
         ...
 
     def run(self, request: BenchRequest) -> BenchResult:
