@@ -274,6 +274,16 @@ def test_without_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mobilekit[adb]" in caught.value.trouble.remedy
 
 
+def test_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(tmp_path, monkeypatch, "A1\tdevice\n-x\tdevice\nB2\tunauthorized")
+    assert Adb.visible() == ["adb:A1", "adb:B2"]
+    assert Adb.unavailable() is None
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    monkeypatch.setitem(sys.modules, "adbutils", None)
+    assert Adb.visible() == []
+    assert "apt install adb" in str(Adb.unavailable())
+
+
 def test_an_adb_that_hangs_is_ended(tmp_path: Path) -> None:
     slow = script(tmp_path / "adb", "#!/bin/sh\nsleep 1000\n")
     with pytest.raises(DeviceError, match="did not answer within 0 s"):
@@ -298,6 +308,31 @@ def test_measures_with_the_devices_python(phone: AdbDaemon, folder: Path, model:
     assert (found.device, found.origin) == (f"adb:{phone.serial}", "device")
     assert found.operators
     assert "onnx" in found.versions
+    assert jobs(folder) == []
+
+
+PROPERTIES = {
+    "ro.soc.manufacturer": "Google",
+    "ro.soc.model": "Tensor G3",
+    "ro.product.manufacturer": "Google",
+    "ro.product.model": "Pixel 8",
+    "ro.build.version.release": "14",
+    "ro.build.version.sdk": "34",
+}
+
+
+@real
+def test_what_the_device_is(phone: AdbDaemon, folder: Path, tmp_path: Path) -> None:
+    cases = "".join(f"{key}) echo '{value}' ;;\n" for key, value in PROPERTIES.items())
+    script(tmp_path / "bin" / "getprop", f"#!/bin/sh\ncase $1 in\n{cases}*) echo ;;\nesac\n")
+    info = Adb(phone.serial).info()
+    assert (info.kind, info.origin, info.name) == ("android", "device", f"adb:{phone.serial}")
+    assert (info.soc, info.model) == ("Google Tensor G3", "Google Pixel 8")
+    assert info.os.startswith("Android 14 (API 34)")
+    assert info.architecture == os.uname().machine
+    here = registry.device("host").info()
+    assert info.versions == here.versions
+    assert info.memory_mb == here.memory_mb
     assert jobs(folder) == []
 
 

@@ -36,6 +36,15 @@ NO_ADB = Trouble(
 CABLE = "check its cable or network and that its screen shows no question, then run the command again"
 
 
+def is_serial(text: str) -> bool:
+    """Whether a text can be the serial of a device; nothing else is handed to adb.
+
+    >>> is_serial("emulator-5554"), is_serial("-s"), is_serial("127.0.0.1:none")
+    (True, False, False)
+    """
+    return SERIAL.fullmatch(text) is not None and (":" not in text or NETWORK.fullmatch(text) is not None)
+
+
 class Output(NamedTuple):
     """What a call of adb came to."""
 
@@ -190,7 +199,7 @@ def find(serial: str) -> Client:
     if len(usable) > 1:
         raise DeviceError(_several(usable))
     best = (usable or chosen)[0]
-    if not SERIAL.fullmatch(best.serial):
+    if not is_serial(best.serial):
         raise DeviceError(
             Trouble(
                 f"the serial of the device, {shown(best.serial)}, has characters that no serial has",

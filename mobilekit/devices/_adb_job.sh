@@ -76,7 +76,9 @@ stop() {
     echo end
 }
 
-versions() {
+# Asks what the device is (facts.sh) and which runtimes its python3 has.
+facts() {
+    sh "$job/facts.sh" < /dev/null 2> /dev/null
     "$(python_here)" -c '
 import importlib.metadata as metadata
 for name in ("onnxruntime", "tflite-runtime", "ai-edge-litert"):
@@ -94,5 +96,5 @@ remove() {
 }
 
 case $command in
-prepare | run | stop | versions | remove) "$command" "$@" ;;
+prepare | run | stop | facts | remove) "$command" "$@" ;;
 esac

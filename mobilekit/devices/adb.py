@@ -7,8 +7,8 @@ import struct
 import tempfile
 from pathlib import Path
 
-from mobilekit.devices import _session
-from mobilekit.devices._adb_client import NETWORK, SERIAL, Client, find
+from mobilekit.devices import _facts, _session
+from mobilekit.devices._adb_client import Client, find, is_serial, program
 from mobilekit.devices._adb_job import Facts, Job
 from mobilekit.devices._session import DeviceError, Reply, Trouble
 from mobilekit.errors import BadInputError, one_line
@@ -40,12 +40,11 @@ class Adb:
     """On the device; all of ours is in there."""
 
     def __init__(self, address: str = "", settings: DeviceSettings | None = None) -> None:
-        if address and not SERIAL.fullmatch(address):
+        if address and not is_serial(address):
             raise BadInputError(
-                f"'{one_line(address, 60)}' is no serial of an Android device: write adb:SERIAL, as in `adb devices`"
+                f"'{one_line(address, 60)}' is no serial of an Android device: write adb:SERIAL, as in `adb devices`, "
+                "or adb:HOST:PORT"
             )
-        if ":" in address and not NETWORK.fullmatch(address):
-            raise BadInputError(f"'{one_line(address, 60)}' is no address of an Android device: write adb:HOST:PORT")
         if settings is not None and settings.wheels is not None:
             raise BadInputError("on an Android device nothing is installed: leave out --wheels, and give a --runner")
         self.runner = Path(settings.runner) if settings is not None and settings.runner is not None else None
@@ -54,9 +53,33 @@ class Adb:
         self.serial = address
         self.name = f"adb:{address}" if address else "adb"
 
+    @classmethod
+    def visible(cls) -> list[str]:
+        """Every device that adb sees, usable or not."""
+        try:
+            entries = Client(program(), "").devices()
+        except (DeviceError, OSError):
+            return []
+        return [f"adb:{entry.serial}" for entry in entries if is_serial(entry.serial)]
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """What to install where there is no adb."""
+        try:
+            program()
+        except DeviceError as error:
+            return f"{error.trouble.message}: {error.trouble.remedy}"
+        return None
+
     def info(self) -> DeviceInfo:
-        """What the device is. Raises DeviceError where it cannot be asked."""
-        raise NotImplementedError
+        """What the device is. Raises DeviceError, with what helps, where it cannot be asked."""
+        client = find(self.serial)
+        with Job(client, self.folder) as job, tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+            script = Path(folder, "facts.sh")
+            script.write_text(_facts.COLLECT, encoding="utf-8")
+            job.copy({}, {script.name: script})
+            lines = job.script("facts")
+        return _facts.parse("\n".join(lines), self.name, "android", _origin(client), _versions(lines))
 
     def run(self, request: BenchRequest) -> BenchResult:
         """Time the request's models on the device, as `_session.run` says."""
@@ -118,6 +141,16 @@ def _origin(client: Client) -> Origin:
     said = client.call("shell", "; ".join(f"getprop {name}" for name in PROPERTIES)).text
     emulated = client.serial.startswith("emulator-") or "1" in said.split()
     return "emulator" if emulated else "device"
+
+
+def _versions(lines: list[str]) -> dict[str, str]:
+    """Runtime name -> version, of the packages that the device's python3 has."""
+    said = dict(words[1:] for line in lines if len(words := line.split(" ")) == 3 and words[0] == "version")
+    return {
+        runtime: next(said[package] for package in packages if package in said)
+        for runtime, packages in _session.PACKAGES.items()
+        if said.keys() & set(packages)
+    }
 
 
 def _names(request: BenchRequest) -> dict[str, str]:
