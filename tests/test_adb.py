@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,13 @@ def test_without_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mobilekit[adb]" in caught.value.trouble.remedy
 
 
+def test_an_adb_that_cannot_be_started(tmp_path: Path) -> None:
+    (tmp_path / "adb").write_bytes(b"\x00no program")
+    (tmp_path / "adb").chmod(0o755)
+    with pytest.raises(DeviceError, match="cannot be started"):
+        _adb_client.Client(str(tmp_path / "adb"), "A1").devices()
+
+
 def test_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen(tmp_path, monkeypatch, "A1\tdevice\n-x\tdevice\nB2\tunauthorized")
     assert Adb.visible() == ["adb:A1", "adb:B2"]
@@ -400,6 +408,15 @@ def test_an_old_device(make: Callable[..., AdbDaemon], folder: Path, tmp_path: P
     assert not any(service.startswith("shell,") for service in old.services)
     assert jobs(folder) == []
     assert gone(folder)
+
+
+@real
+def test_two_devices_at_the_same_time(make: Callable[..., AdbDaemon], folder: Path, model: BenchModel) -> None:
+    devices = make(), make()
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda device: measure(device, model, timeout_seconds=1e300), devices))
+    assert [result.failures for result in results] == [(), ()]
+    assert jobs(folder) == []
 
 
 @real
@@ -569,6 +586,36 @@ def test_who_asked_is_killed(phone: AdbDaemon, folder: Path, tmp_path: Path, mod
     os.utime(left, (old, old))
     assert measure(phone, model).failures == ()
     assert jobs(folder) == [young]
+
+
+@real
+def test_interrupted(phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    thread = while_measuring(phone, folder, lambda: signal.pthread_kill(main_thread, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        measure(phone, model, runner=stubborn(tmp_path))
+    thread.join()
+    assert jobs(folder) == []
+    assert gone(folder)
+
+
+@real
+def test_the_starting_script_is_killed(phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
+    """As a system does that is out of memory: everything at once, so that nobody writes an exit code."""
+
+    def kill() -> None:
+        for command in phone.commands:
+            if command.poll() is None:
+                os.killpg(command.pid, signal.SIGKILL)
+
+    thread = while_measuring(phone, folder, kill)
+    result = measure(phone, model, runner=stubborn(tmp_path))
+    thread.join()
+    assert len(result.measurements[0].samples_ms) == 12
+    assert "was ended by SIGKILL" in result.failures[0].message
+    assert jobs(folder) == []
+    assert gone(folder)
 
 
 HOSTILE = {

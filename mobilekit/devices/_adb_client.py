@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from mobilekit.devices._session import DeviceError, Trouble
 from mobilekit.errors import one_line
 
+Process = subprocess.Popen[bytes]
 SERIAL = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:%\[\]-]{0,127}")
 """Serial numbers, `emulator-5554`, `HOST:PORT`, names of wireless debugging, `[IPv6]:PORT`: never an option."""
 NETWORK = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.%A-Za-z0-9]+\]):[0-9]{1,5}")
@@ -79,20 +80,13 @@ class Client:
     def __init__(self, adb: str, serial: str) -> None:
         self.adb, self.serial = adb, serial
 
-    def command(self, *arguments: str) -> list[str]:
-        """The argument list of a call."""
-        chosen = ["-s", self.serial] if self.serial else []
-        return [self.adb, *chosen, *arguments]
-
     def call(
         self, *arguments: str, seconds: float = PATIENCE, arriving: Path | None = None, most: int = MOST_TEXT
     ) -> Output:
         """Run adb to its end. Raises DeviceError when it takes longer than `seconds`, or when what it prints, or the
         file `arriving` that it writes, becomes larger than `most` bytes."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(
-                self.command(*arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-            )
+            process = self.start(*arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             deadline = time.monotonic() + seconds
             try:
                 while process.poll() is None:
@@ -106,6 +100,16 @@ class Client:
             if _too_large(out.fileno(), err.fileno(), arriving, most):
                 raise DeviceError(self._flood(most))
             return Output(process.returncode, _text(out.fileno()), _text(err.fileno()))
+
+    def start(self, *arguments: str, stdin: int, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Process:
+        """Start adb in a process group of its own: Ctrl-C does not reach it, nor a server that it starts."""
+        chosen = ["-s", self.serial] if self.serial else []
+        command = [self.adb, *chosen, *arguments]
+        try:
+            return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
+        except OSError as error:
+            message = f"the program {shown(self.adb)} cannot be started: {error.strerror or error}"
+            raise DeviceError(Trouble(message, NO_ADB.remedy)) from error
 
     def silent(self, seconds: float) -> Trouble:
         """What to say where adb does not come to an end."""
@@ -265,7 +269,7 @@ def shown(text: str) -> str:
     return f"'{one_line(text, 80)}'"
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: Process) -> None:
     """End an adb client, which is a process group of its own."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()

@@ -23,6 +23,8 @@ RECONNECT_SECONDS = 20.0
 """How long a device that was lost is waited for."""
 GRACE_SECONDS = 10
 """After the time that was asked for, the device ends the program by itself: nobody else did."""
+LONGEST_SECONDS = 1e7
+"""That `timeout` on a device is given."""
 HASH_SECONDS = 300.0
 CLIENT_GONE, TIME_OVER, TIMEOUT = 4, 5, 124
 """Exit codes of a measuring program whose standard input ended and whose time is over, and of `timeout`."""
@@ -153,15 +155,11 @@ class Job:
 
         Its standard input is ours: it ends when this process does, however that ends.
         """
+        seconds = min(seconds, LONGEST_SECONDS)
         # All that it starts has the job's name in its environment, by which it is found again.
         line = f"MOBILEKIT_JOB={self.id} " + self._line(f"run {int(seconds) + GRACE_SECONDS} {program}")
-        process = subprocess.Popen(
-            self.client.command("shell", line),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        quiet = subprocess.DEVNULL
+        process = self.client.start("shell", line, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
         assert process.stdin is not None  # noqa: S101 (for mypy)
         try:
             return False, process.wait(seconds)

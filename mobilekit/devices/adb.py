@@ -138,9 +138,11 @@ class Adb:
 
 def _origin(client: Client) -> Origin:
     """Whether a device is a real one: an emulator says so, or its serial does."""
-    said = client.call("shell", "; ".join(f"getprop {name}" for name in PROPERTIES)).text
-    emulated = client.serial.startswith("emulator-") or "1" in said.split()
-    return "emulator" if emulated else "device"
+    output = client.call("shell", "; ".join(f"getprop {name}" for name in PROPERTIES) + "; echo end")
+    words = output.text.split()
+    if "end" not in words:  # an emulator that is lost now must not become a device
+        raise DeviceError(client.complaint(output))
+    return "emulator" if client.serial.startswith("emulator-") or "1" in words else "device"
 
 
 def _versions(lines: list[str]) -> dict[str, str]:
