@@ -7,13 +7,14 @@ import sys
 
 import typer
 
-from mobilekit.cli import packing, profiles, sweep
+from mobilekit.cli import doctor, packing, profiles, sweep
 from mobilekit.cli.jobs import app
 from mobilekit.cli.terminal import errors
 from mobilekit.errors import MobilekitError
 
 __all__ = ["app", "main"]
 
+app.command()(doctor.doctor)
 app.command()(packing.pack)
 app.command()(packing.unpack)
 app.command()(sweep.sweep)

@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, report, import, doctor."""
+"""The commands of the job: plan, demo, apply, export, report, import."""
 
 from __future__ import annotations
 
@@ -252,21 +252,6 @@ def import_(
     print(f"{made.model} on {row.device} ({row.origin}): {said}")
     print(f"  {row.samples} runs, line {row.line} of {row.file}")
     print(f"report: {Path(made.report).resolve() if made.report else 'none in this folder'}")
-
-
-@app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """What this machine can export, run and measure, and what to install."""
-    from mobilekit import pipeline
-
-    rows = pipeline.abilities()
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table("what", "state", "how to get it", box=None)
-    for row in rows:
-        table.add_row(row["what"], row["state"], row["remedy"])
-    documents().print(table)
 
 
 # ---------------------------------------------------------------- what they print

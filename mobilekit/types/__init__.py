@@ -13,6 +13,7 @@ from mobilekit.types.device import (
     RuntimeEntry,
     Validation,
 )
+from mobilekit.types.health import Ability, DeviceState, Health, Machine, PackageState
 from mobilekit.types.manifest import Golden, GoldenTensor, Manifest, ManifestModel, Preprocessing
 from mobilekit.types.measurement import (
     BenchModel,
@@ -85,6 +86,7 @@ from mobilekit.types.values import NonNegative, Origin, Positive, Precision, Run
 
 __all__ = [
     "INPUT_GROUP",
+    "Ability",
     "At",
     "Axis",
     "Battery",
@@ -104,6 +106,7 @@ __all__ = [
     "DeviceProfile",
     "DeviceRow",
     "DeviceSettings",
+    "DeviceState",
     "Estimate",
     "ExportJob",
     "ExportOptions",
@@ -114,10 +117,12 @@ __all__ = [
     "FrontierRow",
     "Golden",
     "GoldenTensor",
+    "Health",
     "Interval",
     "Json",
     "KindFactor",
     "KindModel",
+    "Machine",
     "Manifest",
     "ManifestModel",
     "Measurement",
@@ -133,6 +138,7 @@ __all__ = [
     "OperatorTime",
     "Option",
     "Origin",
+    "PackageState",
     "Parity",
     "ParityCheck",
     "Plan",
