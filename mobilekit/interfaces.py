@@ -20,6 +20,7 @@ from mobilekit.types import (
     Precision,
     Report,
     RuntimeEntry,
+    Target,
 )
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def sketch(self, network: Network, path: Path) -> None:
-        """Write a model of this network's structure with random weights, for timing; needs no torch.
+    def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
+        """Write a model of this network's structure with random weights, for timing there; needs no torch.
 
         Each operator runs in `network.precision(operator)`; operators that nobody reads are the outputs.
         Raises UnsupportedError, in a sentence, for an operator that cannot be built.
@@ -119,9 +120,15 @@ class Runtime(Protocol):
 
 
 class Device(Protocol):
-    """Something that models can be timed on."""
+    """Something that models can be timed on.
+
+    Made from what follows its kind in a specification (`ssh:pi@board`: `pi@board`) and the user's settings; nothing is
+    connected to before `info` or `run`.
+    """
 
     name: str
+    takes: tuple[str, ...]
+    """Names of the settings (`DeviceSettings`) that this kind has a use for."""
 
     def info(self) -> DeviceInfo:
         """Ask the device what it is."""

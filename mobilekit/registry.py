@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Any, cast
 
 from mobilekit.errors import BadInputError, one_line
@@ -61,4 +62,31 @@ def device(spec: str, settings: DeviceSettings | None = None) -> Device:
     known = [name.replace("_", "-") for name in names("devices")]
     if kind not in known:
         raise BadInputError(f"unknown device '{one_line(kind, 60)}': choose one of {', '.join(known)}")
-    return cast(Device, _load("devices", kind.replace("-", "_"))(address, settings or DeviceSettings()))
+    made = cast(Device, _load("devices", kind.replace("-", "_"))(address, settings or DeviceSettings()))
+    unused = sorted(name for name, _ in _given(settings) if name not in made.takes)
+    if unused:
+        raise BadInputError(f"the device '{kind}' has no use for --{unused[0]}: leave it out")
+    return made
+
+
+def devices(specs: Sequence[str], settings: DeviceSettings | None = None) -> list[Device]:
+    """The devices of these specifications, each with those of the settings that it has a use for.
+
+    Raises BadInputError as `device` does, for one that is named twice, and for settings that none of them uses.
+    """
+    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"the device '{twice}' is named twice")
+    given = dict(_given(settings))
+    found = []
+    for spec in specs:
+        takes = device(spec).takes
+        found.append(device(spec, DeviceSettings(**{name: text for name, text in given.items() if name in takes})))
+    unused = sorted(set(given) - {name for one in found for name in one.takes})
+    if unused and found:
+        raise BadInputError(f"none of the devices has a use for --{unused[0]}: leave it out")
+    return found
+
+
+def _given(settings: DeviceSettings | None) -> list[tuple[str, str]]:
+    return [(name, text) for name, text in (settings or DeviceSettings()) if text is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._appending = threading.Lock()
+        """Several devices may be measured at the same time, and a line's number is part of what is kept."""
 
     def open(self) -> None:
         """Make the folder and check that a run's files have room in it.
@@ -113,7 +116,7 @@ class Store:
         target = self.path(name)
         if target.is_symlink():
             raise BadInputError(f"'{target}' is a link, which is not written through: put the file itself there")
-        with disk(target):
+        with self._appending, disk(target):
             lines = self._whole_lines(target)
             with open(target, "a", encoding="utf-8") as file:
                 file.write(value.model_dump_json() + "\n")

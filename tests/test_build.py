@@ -35,6 +35,7 @@ from mobilekit.types import (
     OperatorTime,
     Precision,
     RuntimeEntry,
+    Target,
 )
 
 
@@ -54,7 +55,7 @@ class Paper:
     def supports(self, shape: OperatorShape, precision: Precision) -> str | None:
         return "no resizing in int8" if (shape.kind, precision) == ("resize", "int8") else None
 
-    def sketch(self, network: Network, path: Path) -> None:
+    def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
         if any(o.kind == "softmax" for o in network.operators):
             raise UnsupportedError("no softmax here")
         path.write_text(network.model_dump_json(), encoding="utf-8")
@@ -425,7 +426,7 @@ def test_a_device_that_refuses_for_a_while_costs_only_those_batches() -> None:
 
 def test_a_sketch_that_cannot_be_written_is_a_failure_and_an_unsupported_one_is_counted() -> None:
     class Clumsy(Paper):
-        def sketch(self, network: Network, path: Path) -> None:
+        def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
             if network.name.startswith("dense-"):
                 raise MobilekitError("the disk is full")
             super().sketch(network, path)

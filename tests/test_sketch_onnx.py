@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 
 from mobilekit import registry
 from mobilekit.errors import UnsupportedError
@@ -241,6 +241,22 @@ def test_quantise_and_dequantise_nodes_alone(tmp_path: Path) -> None:
     ONNX.sketch(network_of(operator("up", "input", shape("dequantize"))), path)
     (back,) = run(path, low)
     np.testing.assert_allclose(back, noise((1, 16, 14, 14)), atol=0.026)
+
+
+def test_sketches_for_arm_are_the_same_networks_with_signed_activations(tmp_path: Path) -> None:
+    layer = shape("conv", kernel=(3, 3), activation="hardswish")
+    chain = [operator("a", "input", layer), operator("b", "a", layer), operator("sum", "a b", shape("add"))]
+    network, given, found = network_of(*chain, a="int8", b="int8", sum="int8"), noise((1, 16, 14, 14)), {}
+    for target, kind in (("x86", TensorProto.UINT8), ("arm", TensorProto.INT8)):
+        path = tmp_path / f"{target}.onnx"
+        ONNX.sketch(network, path, target)
+        graph = onnx.load(str(path)).graph
+        zeros = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"}
+        assert zeros
+        assert {tensor.data_type for tensor in graph.initializer if tensor.name in zeros} == {kind}
+        (found[target],) = run(path, given)
+    np.testing.assert_allclose(found["arm"], found["x86"], atol=0.1 * float(np.abs(found["x86"]).max()))
+    assert np.corrcoef(found["arm"].ravel(), found["x86"].ravel())[0, 1] > 0.99
 
 
 def test_movements_are_those_of_pytorch(tmp_path: Path) -> None:

@@ -11,7 +11,22 @@ from typing import Annotated, get_args
 import typer
 from rich.table import Table
 
-from mobilekit.cli.terminal import JsonFlag, Out, Seed, documents, errors, figure, listening, number
+from mobilekit.cli.terminal import (
+    Devices,
+    DeviceSpec,
+    JsonFlag,
+    Out,
+    Runner,
+    Seed,
+    Wheels,
+    device_settings,
+    documents,
+    errors,
+    figure,
+    listed,
+    listening,
+    number,
+)
 from mobilekit.errors import BadInputError
 from mobilekit.named_models import short_name
 from mobilekit.types import Budget, ExportedModel, ExportOptions, Precision, Report, Target, WeightForm
@@ -44,7 +59,10 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
         str | None, typer.Option("--max-drop", help="Largest loss in points: judged; alone, the fastest within it.")
     ] = None,
     runtime: Annotated[str | None, typer.Option("--runtime", help="onnx, tflite or coreml.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where to measure: host.")] = None,
+    device: DeviceSpec = None,
+    devices: Devices = None,
+    runner: Runner = None,
+    wheels: Wheels = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: predicted, nothing measured.")] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Do not fine-tune.")] = False,
     pareto: Annotated[
@@ -76,7 +94,18 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
 
     from mobilekit import pipeline
 
-    request = pipeline.Request(workload, profile, budget, runtime, device, seed, train=not no_train, pareto=pareto)
+    request = pipeline.Request(
+        workload,
+        profile,
+        budget,
+        runtime,
+        device,
+        seed,
+        settings=device_settings(runner, wheels),
+        devices=listed(devices),
+        train=not no_train,
+        pareto=pareto,
+    )
     if minutes is not None:
         request = replace(request, train_seconds=60 * minutes)
     if drop is not None:
@@ -101,17 +130,21 @@ def demo(out: Out = None, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def apply(
+def apply(  # noqa: PLR0913, PLR0917 -- the options are the contract
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A saved plan.")],
     workload: Annotated[str, typer.Argument(help="The workload to apply it to.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    devices: Devices = None,
+    runner: Runner = None,
+    wheels: Wheels = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Replay a saved plan exactly as it is."""
     from mobilekit import pipeline
 
+    settings = device_settings(runner, wheels)
     with listening() as listener:
-        report = pipeline.apply(plan_file, workload, out, listener)
+        report = pipeline.apply(plan_file, workload, out, listener, settings=settings, devices=listed(devices))
     _finish(report, out, as_json)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from mobilekit.cli.terminal import JsonFlag, documents, figure, listening
+from mobilekit.cli.terminal import JsonFlag, Runner, Wheels, device_settings, documents, figure, listening
 from mobilekit.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -80,18 +80,21 @@ def validate(name: Name) -> None:
 @app.command()
 def build(
     out: Annotated[Path, typer.Option("--out", help="File to write; the raw samples are written beside it.")],
-    device: Annotated[str, typer.Option("--device", help="Device to time: host.")] = "host",
+    device: Annotated[str, typer.Option("--device", help="Device to time: host, ssh:USER@HOST, adb:SERIAL.")] = "host",
+    runner: Runner = None,
+    wheels: Wheels = None,
     quick: Annotated[bool, typer.Option("--quick", help="At most a minute instead of ten.")] = False,
     threads: Annotated[str, typer.Option("--threads", help="Thread counts, with commas between.")] = "1",
 ) -> None:
     """Time operators on a device and fit its cost tables."""
-    from mobilekit import pipeline
+    from mobilekit import pipeline, registry
 
     counts = [int(part) if part.strip().isdigit() else 0 for part in threads.split(",")]
     if min(counts) < 1:
         raise BadInputError(f"--threads takes whole numbers above 0 with commas between, not '{threads}'")
+    target = registry.device(device, device_settings(runner, wheels))
     with listening() as listener:
-        built = pipeline.build_profile(device, out, listener, quick=quick, threads=counts)
+        built = pipeline.build_profile(target, out, listener, quick=quick, threads=counts)
     for table in built.tables:
         error = table.validation.median_error if table.validation else None
         print(f"{table.title}: {len(table.kinds)} rows, left-out median error {figure(error, '.1%')}")

@@ -19,10 +19,21 @@ from mobilekit.errors import BadInputError
 
 if TYPE_CHECKING:
     from mobilekit.pipeline import Listener
+    from mobilekit.types import DeviceSettings
 
 errors = Console(stderr=True, highlight=False)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder [default: mobilekit-out/WORKLOAD].")]
+DeviceSpec = Annotated[str | None, typer.Option("--device", help="Where to measure: host, ssh:USER@HOST, adb:SERIAL.")]
+Devices = Annotated[
+    str | None, typer.Option("--devices", help="More devices, commas between: they measure the final files.")
+]
+Runner = Annotated[
+    str | None, typer.Option("--runner", help="Program that measures on the device, in place of mobilekit's script.")
+]
+Wheels = Annotated[
+    str | None, typer.Option("--wheels", help="Folder of wheels with runtimes, for a board without internet.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 
 
@@ -37,6 +48,22 @@ def number(option: str, text: str | None, *, zero: bool = False) -> float | None
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise BadInputError(f"{option} must be a number {'of at least' if zero else 'above'} 0, not '{text}'")
     return value
+
+
+def device_settings(runner: str | None, wheels: str | None) -> DeviceSettings:
+    """What was said about a device. Raises BadInputError for a path that does not exist."""
+    from mobilekit.types import DeviceSettings
+
+    if runner is not None and not Path(runner).is_file():
+        raise BadInputError(f"--runner '{runner}' is no file: give the program that measures on the device")
+    if wheels is not None and not Path(wheels).is_dir():
+        raise BadInputError(f"--wheels '{wheels}' is no folder: give one that holds the runtimes' wheels")
+    return DeviceSettings(runner=runner, wheels=wheels)
+
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def documents() -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from mobilekit.cost.channels import channel_multiple
 from mobilekit.cost.measure import Sample, Timer, Variant, joined
 from mobilekit.cost.sampling import pool, wholes
 from mobilekit.cost.tables import candidate, fitted, observed, speed_of
-from mobilekit.errors import MobilekitError
+from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.files import appearing
 from mobilekit.interfaces import Device, Progress, Runtime
 from mobilekit.types import (
@@ -69,7 +70,8 @@ def key(info: DeviceInfo) -> str:
     ...                versions={"onnx": "1.23"}))
     'A1; onnx 1.23'
     """
-    return "; ".join([info.soc, *(f"{name} {version}" for name, version in sorted(info.versions.items()))])
+    kind = [] if info.origin == "host" else [info.kind]
+    return "; ".join([*kind, info.soc, *(f"{name} {version}" for name, version in sorted(info.versions.items()))])
 
 
 def build(
@@ -91,8 +93,11 @@ def build(
     report = progress or (lambda _stage, _fraction: None)
     report("profile", 0.0)
     info = device.info()
+    if info.origin == "emulator":
+        raise BadInputError(f"'{device.name}' is an emulator, whose times are no latency: build a profile of a device")
+    template = _template(template, info)
     variants, failures = _variants(runtimes, template, threads)
-    timer = Timer(device, time.monotonic() + seconds * (1 - FIT_SHARE), failures)
+    timer = Timer(device, time.monotonic() + seconds * (1 - FIT_SHARE), failures, target=info.target or "arm")
     survey = _Survey(timer, variants, seconds, report)
     survey.run()
     tables = survey.tables()
@@ -134,6 +139,24 @@ def save(profile: DeviceProfile, records: Iterable[dict[str, object]], path: Pat
 
 
 # ---------------------------------------------------------------- what to time
+
+
+def _template(template: DeviceProfile, info: DeviceInfo) -> DeviceProfile:
+    """For a device other than this machine: its own kind and name, and the runtimes that it says it has.
+
+    Raises MobilekitError where it has none.
+    """
+    if info.origin == "host":
+        return template
+    entries = tuple(entry for entry in template.runtimes if entry.name in info.versions)
+    if not entries:
+        wanted = " or ".join(entry.name for entry in template.runtimes)
+        raise MobilekitError(
+            f"'{info.name}' has no runtime to time ({wanted}): `mobilekit doctor` says what to install"
+        )
+    name = re.sub(r"[^a-z0-9]+", "-", info.soc.lower()).strip("-") or info.kind
+    kind = {"android": "android", "ios": "ios"}.get(info.kind, "linux-board")
+    return template.model_copy(update={"name": name, "kind": kind, "runtimes": entries})
 
 
 def _variants(

@@ -13,7 +13,7 @@ from mobilekit.cost.work import quantised
 from mobilekit.errors import MobilekitError, UnsupportedError
 from mobilekit.interfaces import Device, Runtime
 from mobilekit.stats import median
-from mobilekit.types import BenchModel, BenchRequest, Failure, Measurement, Network, OperatorTime, Precision
+from mobilekit.types import BenchModel, BenchRequest, Failure, Measurement, Network, OperatorTime, Precision, Target
 
 ROUNDS = 14
 LEAST_SECONDS = 20.0
@@ -178,6 +178,8 @@ class Timer:
     deadline: float
     failures: list[Failure] = field(default_factory=list)
     unsupported: int = 0
+    target: Target = "host"
+    """Whose processors the sketches are for."""
 
     @property
     def left(self) -> float:
@@ -232,7 +234,7 @@ class Timer:
 
     def _write(self, variant: Variant, network: Network, path: Path) -> bool:
         try:
-            variant.runtime.sketch(network, path)
+            variant.runtime.sketch(network, path, self.target)
         except UnsupportedError:
             self.unsupported += 1
             return False

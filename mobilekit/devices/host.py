@@ -25,14 +25,11 @@ class Host:
     """
 
     name = "host"
+    takes: tuple[str, ...] = ()
 
     def __init__(self, address: str = "", settings: DeviceSettings | None = None) -> None:
         if address:
             raise BadInputError(f"the device 'host' takes no address, but got '{address}': write just 'host'")
-        if settings is not None and settings != DeviceSettings():
-            raise BadInputError(
-                "the device 'host' measures with mobilekit's own script: leave out --runner and --wheels"
-            )
 
     def info(self) -> DeviceInfo:
         """What this machine is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from mobilekit.store import Store
 from mobilekit.types import (
     BenchModel,
     Budget,
+    DeviceSettings,
     ExportedModel,
     ExportOptions,
     Failure,
@@ -97,10 +99,19 @@ def build(made: Plan, out: str | Path, *, listener: Listener | None = None) -> R
     return tell(job, Path(out), listener or Listener(), Course(given=made))
 
 
-def apply(plan_file: Path, workload: str, out: Path, listener: Listener) -> Report:
+def apply(
+    plan_file: Path,
+    workload: str,
+    out: Path,
+    listener: Listener,
+    *,
+    settings: DeviceSettings | None = None,
+    devices: Sequence[str] = (),
+) -> Report:
     """Replay a saved plan exactly as it is on a workload. What `mobilekit apply` does."""
     made = read_plan(plan_file)
-    job = open_job(request_of(made, workload))
+    request = replace(request_of(made, workload), settings=settings or DeviceSettings(), devices=tuple(devices))
+    job = open_job(request)
     return tell(job, out, listener, Course(given=made, correct=False))
 
 

@@ -12,12 +12,13 @@ import torch
 
 from mobilekit import bench, registry
 from mobilekit.cost.price import corrected, latencies_ms, latency_ms, price
+from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.evaluate import SessionModule, accuracy, divergence, outputs
 from mobilekit.network import trace
 from mobilekit.pipeline import pricing
 from mobilekit.pipeline.run import Recorded, Run, bench_model
 from mobilekit.sensitivity import MOST_SAMPLES
-from mobilekit.types import Budget, DeviceProfile, Estimate, Network, Option, Precision, Value
+from mobilekit.types import Budget, DeviceInfo, DeviceProfile, Estimate, Network, Option, Precision, Value
 
 GRID = 0.05
 """Corrections are rounded to 5 %: finer digits are noise, and would make plans differ from run to run."""
@@ -72,7 +73,8 @@ def priced(run: Run) -> Run:
     def measured() -> DeviceProfile:
         if run.job.profile.kind != "host" or run.job.profile.tables:
             return run.job.profile
-        profile, failures = pricing.host_profile(run.job.profile, run.stages.progress)
+        device = run.job.device or registry.device("host")
+        profile, failures = pricing.measured_profile(device, run.job.profile, run.stages.progress)
         for failure in failures:
             run.stages.fail(failure)
         return profile
@@ -80,6 +82,28 @@ def priced(run: Run) -> Run:
     profile = run.stages.run("profile", DeviceProfile, measured)
     entry = profile.runtime(run.job.entry.name)
     return replace(run, job=replace(run.job, profile=profile, entry=entry or run.job.entry))
+
+
+def met(run: Run, *, dry: bool) -> DeviceInfo | None:
+    """What the device is, asked before anything else, so that one out of reach is noticed at once.
+
+    A dry run measures nothing: it goes on without an answer. Raises MobilekitError where the device does not answer,
+    and BadInputError for an emulator, whose times are no latency.
+    """
+    device = run.job.device
+    if device is None:
+        return None
+    try:
+        info = device.info()
+    except MobilekitError:
+        if dry:
+            return None
+        raise
+    if info.origin == "emulator":
+        raise BadInputError(
+            f"'{device.name}' is an emulator, whose times are no latency: plan with a device, or give it to --devices"
+        )
+    return info
 
 
 def traced(run: Run) -> Network:

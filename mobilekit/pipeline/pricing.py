@@ -14,7 +14,7 @@ from mobilekit.cost.layers import read_layers
 from mobilekit.cost.measure import in_precision
 from mobilekit.cost.price import corrected, price, price_shapes
 from mobilekit.errors import BadInputError
-from mobilekit.interfaces import Progress
+from mobilekit.interfaces import Device, Progress
 from mobilekit.network import trace
 from mobilekit.pipeline.listener import Listener
 from mobilekit.types import DeviceProfile, Estimate, Failure, Network, OperatorShape, Precision
@@ -25,9 +25,10 @@ QUICK_SECONDS = 50.0
 BUILD_SECONDS = 570.0
 
 
-def host_profile(template: DeviceProfile, progress: Progress) -> tuple[DeviceProfile, list[Failure]]:
+def measured_profile(
+    device: Device, template: DeviceProfile, progress: Progress
+) -> tuple[DeviceProfile, list[Failure]]:
     """The template with measured operator times: kept from an earlier run for the same processor and runtimes."""
-    device = registry.device("host")
     key = cost_build.key(device.info())
     path = profiles.cache_path(key)
     if path.exists():
@@ -44,11 +45,10 @@ def host_profile(template: DeviceProfile, progress: Progress) -> tuple[DevicePro
 
 
 def build_profile(
-    device: str, out: Path, listener: Listener, *, quick: bool = False, threads: Sequence[int] = (1,)
+    target: Device, out: Path, listener: Listener, *, quick: bool = False, threads: Sequence[int] = (1,)
 ) -> DeviceProfile:
     """Time operators on a device and write its profile. What `mobilekit profile build` does."""
     template = profiles.load("host")
-    target = registry.device(device)
     runtimes = [registry.runtime(entry.name) for entry in template.runtimes]
     seconds = QUICK_SECONDS if quick else BUILD_SECONDS
     built = cost_build.build(target, runtimes, template, seconds, listener.progress, threads)
@@ -86,7 +86,7 @@ def predict(
     """
     known = profiles.load(profile)
     if known.kind == "host" and not known.tables:
-        known, _ = host_profile(known, (listener or Listener()).progress)
+        known, _ = measured_profile(registry.device("host"), known, (listener or Listener()).progress)
     runtime, precision = _variant(known, asked.get("runtime"), asked.get("precision"))
     table = None if layers is None else read_layers(layers)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mobilekit import __version__, documents, profiles, registry
 from mobilekit.errors import BadInputError
 from mobilekit.interfaces import Device, Runtime
-from mobilekit.types import Budget, DeviceProfile, Plan, RuntimeEntry
+from mobilekit.types import Budget, DeviceProfile, DeviceSettings, Plan, RuntimeEntry
 from mobilekit.workload import Workload, load
 
 DEFAULT_TRAIN_SECONDS = 300.0
@@ -29,6 +29,10 @@ class Request:
     runtime: str | None = None
     device: str | None = None
     seed: int = 0
+    settings: DeviceSettings = field(default_factory=DeviceSettings)
+    """What the user says about the device, and about `devices`."""
+    devices: tuple[str, ...] = ()
+    """Further devices that measure the final files."""
     train: bool = True
     train_seconds: float = DEFAULT_TRAIN_SECONDS
     """For all trainings of the run together."""
@@ -58,11 +62,14 @@ class Job:
     runtime: Runtime
     entry: RuntimeEntry
     device: Device | None
+    others: tuple[Device, ...] = ()
+    """Further devices that measure the final files."""
 
     @property
     def key(self) -> str:
         """Identifies everything that a stage's result depends on, apart from the machine's mood."""
-        request = replace(self.request, workload=self.workload.key)
+        # which devices measure in the end changes nothing before: a resumed run may name others
+        request = replace(self.request, workload=self.workload.key, devices=())
         profile = self.profile.model_dump_json()  # a file of the user's may change under its name
         parts = (request, profile, self.runtime.name, self.device.name if self.device else None, __version__)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -81,13 +88,16 @@ def open_job(request: Request) -> Job:
     if reason:
         raise BadInputError(reason)
     spec = request.device or ("host" if profile.kind == "host" else None)
+    found = registry.devices((*([spec] if spec else ()), *request.devices), request.settings)
+    main = [found.pop(0)] if spec else []
     return Job(
         request=replace(request, runtime=name, device=spec),
         workload=load(request.workload, request.seed),
         profile=profile,
         runtime=runtime,
         entry=entry,
-        device=registry.device(spec) if spec else None,
+        device=main[0] if main else None,
+        others=tuple(found),
     )
 
 

@@ -20,6 +20,7 @@ from mobilekit.types import (
     BenchModel,
     Calibration,
     Candidate,
+    DeviceInfo,
     ExportJob,
     ExportOptions,
     Failure,
@@ -45,6 +46,8 @@ class Run:
     job: Job
     store: Store
     stages: Stages
+    info: DeviceInfo | None = None
+    """What the device is; None: there is none, or it was not asked."""
 
     @property
     def float_precision(self) -> Precision:
@@ -53,8 +56,9 @@ class Run:
 
     @property
     def export_options(self) -> ExportOptions:
-        """Files are for the device of the profile: phones and boards have Arm processors."""
-        return ExportOptions(target="host" if self.job.profile.kind == "host" else "arm")
+        """Files are for the processor of the device, else of the profile: phones and boards have Arm ones."""
+        known = self.info.target if self.info else None
+        return ExportOptions(target=known or ("host" if self.job.profile.kind == "host" else "arm"))
 
     def start(self, network: Network) -> Candidate:
         """The original as a candidate."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +229,9 @@ def measure_all(run: Run, shipped: list[Shipped]) -> FinalRuns:
     if run.job.device is None or result is None:
         return FinalRuns()
     try:
-        return run.stages.run("measure", FinalRuns, lambda: _measure_all(run, shipped, result))
+        runnable = {entry.format for entry in run.job.profile.runtimes}
+        models = [s.model for s in shipped if s.model.runtime in runnable]
+        return run.stages.run("measure", FinalRuns, lambda: measured_files(run, result, models))
     except StorageError:
         raise
     except MobilekitError as error:  # not kept as finished: a resumed run measures again
@@ -237,12 +239,15 @@ def measure_all(run: Run, shipped: list[Shipped]) -> FinalRuns:
         return FinalRuns()
 
 
-def _measure_all(run: Run, shipped: list[Shipped], result: ExportedModel) -> FinalRuns:
+def measured_files(run: Run, result: ExportedModel, models: Sequence[ExportedModel]) -> FinalRuns:
+    """Original and result in turn on the run's device; then the others of `models`; then what their kernels take.
+
+    Raises MobilekitError where original or result does not run there; for the rest that is a failure beside them.
+    """
     path = run.store.path(result.path)
     sessions, _ = paired(run, "measure", "result", path, VERDICT)
     run.stages.progress("measure", 0.8)
-    runnable = {entry.name for entry in run.job.profile.runtimes}
-    rest = [s.model for s in shipped if s.model is not result and s.model.runtime in runnable]
+    rest = [model for model in models if model is not result]
     others: dict[str, Recorded] = {}
     kernels: tuple[Recorded, ...] = ()
     peak: float | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,6 +25,7 @@ class Stages:
         self.key = key
         self.progress = progress
         self.rows: list[StageRow] = []
+        self._failing = threading.Lock()
         self.failures = [Failure.model_validate(line) for line in store.lines("failures.jsonl")]
 
     def run(self, name: str, kind: object, compute: Callable[[], T]) -> T:
@@ -49,8 +52,15 @@ class Stages:
         self.progress(name, 1.0)
         return value
 
+    def told_as(self, subject: str) -> Stages:
+        """The same stages and failures, whose progress is told as that of `subject`."""
+        told = copy.copy(self)
+        told.progress = lambda _stage, fraction: self.progress(subject, fraction)
+        return told
+
     def fail(self, failure: Failure) -> None:
         """Keep a failure; a resumed run that fails alike does not say it twice."""
-        if failure not in self.failures:
-            self.failures.append(failure)
-            self.store.append("failures.jsonl", failure)
+        with self._failing:
+            if failure not in self.failures:
+                self.failures.append(failure)
+                self.store.append("failures.jsonl", failure)

@@ -9,7 +9,18 @@ from pathlib import Path
 import torch
 
 from mobilekit.evaluate import use_quicker_threads
-from mobilekit.pipeline import dual, frontier, options, original, planning, recovery, rounds, shipping, summary
+from mobilekit.pipeline import (
+    dual,
+    elsewhere,
+    frontier,
+    options,
+    original,
+    planning,
+    recovery,
+    rounds,
+    shipping,
+    summary,
+)
 from mobilekit.pipeline.listener import Listener
 from mobilekit.pipeline.options import Offered
 from mobilekit.pipeline.original import Baseline, Prices
@@ -52,6 +63,7 @@ def _tell(job: Job, out: Path, listener: Listener, course: Course, *, resume: bo
     torch.manual_seed(job.request.seed)
     use_quicker_threads(job.workload.module, job.workload.calibration[0])
 
+    run = replace(run, info=original.met(run, dry=course.dry))
     run = original.priced(run)
     network = original.traced(run)
     base = original.original(run, network, dry=course.dry)
@@ -97,6 +109,7 @@ def _tell(job: Job, out: Path, listener: Listener, course: Course, *, resume: bo
         listener.say(f"{what}: {said}")
     found.shipped = shipping.export_all(run, found.candidate)
     found.final = shipping.measure_all(run, list(found.shipped))
+    found.elsewhere = elsewhere.measure_elsewhere(run, list(found.shipped))
     return summary.write_reports(run, found)
 
 

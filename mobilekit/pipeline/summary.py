@@ -13,6 +13,7 @@ from typing import Literal
 from mobilekit import __version__, bench, documents, registry
 from mobilekit.errors import BadInputError
 from mobilekit.pipeline.acceptance import RoundResult
+from mobilekit.pipeline.elsewhere import FurtherRuns
 from mobilekit.pipeline.original import Baseline
 from mobilekit.pipeline.rounds import planned
 from mobilekit.pipeline.run import Recorded, Run, written
@@ -22,6 +23,7 @@ from mobilekit.store import Store
 from mobilekit.types import (
     Budget,
     Candidate,
+    DeviceRow,
     Estimate,
     ExportedModel,
     Finding,
@@ -57,6 +59,7 @@ class Findings:
     dry_run: bool = False
     shipped: Sequence[Shipped] = ()
     final: FinalRuns = field(default_factory=FinalRuns)
+    elsewhere: Sequence[FurtherRuns] = ()
     warnings: list[str] = field(default_factory=list)
     frontier: Sequence[FrontierRow] = ()
 
@@ -87,7 +90,7 @@ def _report(run: Run, found: Findings) -> Report:
     job, budget = run.job, run.job.request.budget
     models = [s.model for s in found.shipped]
     main = result_of(run, models)
-    comparison = _comparison(run, found.final)
+    comparison = _comparison(budget, found.final)
     pair = [comparison.baseline, comparison.candidate] if comparison else []
     result = _result(run, found, main, comparison)
     findings = judged(budget, _outcome(found, comparison, result))
@@ -99,7 +102,7 @@ def _report(run: Run, found: Findings) -> Report:
         data=job.workload.data,
         profile=job.request.profile,
         device=job.request.device,
-        device_info=job.device.info() if job.device else None,
+        device_info=run.info,
         seed=job.request.seed,
         budget=budget,
         verdict=_verdict(found, findings),
@@ -137,7 +140,8 @@ def _report(run: Run, found: Findings) -> Report:
         predicted_before=_predicted_bars(found.plan.baseline_estimate),
         predicted_after=_predicted_bars(estimate),
         samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
-        conditions=_conditions(run, comparison),
+        conditions=_conditions(run.job.request.budget, comparison),
+        devices=tuple(_device_row(budget, further) for further in found.elsewhere),
         stages=tuple(run.stages.rows),
         failures=tuple(run.stages.failures),
         warnings=(*found.plan.warnings, *found.warnings, *(w for m in pair for w in bench.warnings_about(m))),
@@ -158,12 +162,12 @@ def _outcome(found: Findings, comparison: bench.Comparison | None, result: Model
     return Outcome(comparison, size_mb=size, peak_memory_mb=found.final.peak_memory_mb, drop=drop)
 
 
-def _comparison(run: Run, final: FinalRuns) -> bench.Comparison | None:
+def _comparison(budget: Budget, final: FinalRuns) -> bench.Comparison | None:
     """The last measurement: original and result over all sessions."""
     if not final.sessions:
         return None
     pairs = [(before.measurement, after.measurement) for before, after in final.sessions]
-    return bench.Comparison.of(*pairs, clock=run.job.request.budget.clock)
+    return bench.Comparison.of(*pairs, clock=budget.clock)
 
 
 def _stuck(found: Findings) -> RoundResult | None:
@@ -212,9 +216,11 @@ def _result(run: Run, found: Findings, main: ExportedModel | None, comparison: b
 
 def _model_row(run: Run, found: Findings, shipped: Shipped, main: ExportedModel | None) -> ModelRow:
     model = shipped.model
-    own: list[Recorded] = [after for _, after in found.final.sessions] if model is main else []
-    if model.path in found.final.others:
-        own.append(found.final.others[model.path])
+    own: list[Recorded] = []
+    for final in (found.final, *(further.final for further in found.elsewhere)):
+        own += [after for _, after in final.sessions if after.measurement.sha256 == model.sha256]
+        if model.path in final.others:
+            own.append(final.others[model.path])
     clock = run.job.request.budget.clock
     return ModelRow(
         path=model.path,
@@ -271,7 +277,25 @@ def _predicted_bars(estimate: Estimate) -> tuple[OperatorBar, ...]:
     return tuple(OperatorBar(name=o.name, kind=o.kind, ms=o.latency_ms) for o in estimate.operators)
 
 
-def _conditions(run: Run, comparison: bench.Comparison | None) -> dict[str, str]:
+def _device_row(budget: Budget, further: FurtherRuns) -> DeviceRow:
+    comparison = _comparison(budget, further.final)
+    pair = [comparison.baseline, comparison.candidate] if comparison else []
+    return DeviceRow(
+        device=further.device,
+        info=further.info,
+        baseline_ms=bench.median_ms(comparison.baseline, comparison.clock) if comparison else None,
+        result_ms=bench.median_ms(comparison.candidate, comparison.clock) if comparison else None,
+        ratio=comparison.ratio if comparison else None,
+        ratio_interval=comparison.interval if comparison else None,
+        sessions=len(comparison.rounds) if comparison else None,
+        operators_before=_measured_bars(further.final.profiled[:1]),
+        operators_after=_measured_bars(further.final.profiled[1:]),
+        samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
+        conditions=_conditions(budget, comparison),
+    )
+
+
+def _conditions(budget: Budget, comparison: bench.Comparison | None) -> dict[str, str]:
     """How the last measurement was made, in words."""
     if comparison is None:
         return {"measurement": "none: nothing was run on a device"}
@@ -280,7 +304,7 @@ def _conditions(run: Run, comparison: bench.Comparison | None) -> dict[str, str]
     return {
         "protocol": "original, result and reference matrix product in turn, one after another in every round; "
         "every session in a process of its own",
-        "clock": f"{run.job.request.budget.clock} time; wall time is kept beside it in measurements.jsonl",
+        "clock": f"{budget.clock} time; wall time is kept beside it in measurements.jsonl",
         "threads": f"{first.threads}, "
         + (f"pinned to CPU {' or '.join(map(str, first.cpus))}" if first.cpus else "not pinned"),
         "rounds": f"{len(first.samples_ms)} in {len(comparison.rounds)} sessions",

@@ -60,6 +60,12 @@ class Graph:
         self.constants[name] = np.asarray(values, dtype)
         return name
 
+    def sign(self) -> None:
+        """Let all unsigned 8-bit numbers, zero points among them, be signed ones: the same values, 128 less."""
+        for name, array in self.constants.items():
+            if array.dtype == np.uint8:
+                self.constants[name] = (array.astype(np.int16) - 128).astype(np.int8)
+
     def model(self, outputs: list[str], output_type: type[np.generic] = np.float32) -> Any:
         """The graph as an onnx.ModelProto with opset 20; float weights are drawn now."""
         from onnx import helper, numpy_helper

@@ -30,14 +30,17 @@ def int8_refusal(shape: OperatorShape) -> str | None:
     return None
 
 
-def build(network: Network) -> Any:
-    """The network as an onnx.ModelProto, batch 1. Raises UnsupportedError for an operator that cannot be written."""
+def build(network: Network, *, signed: bool = False) -> Any:
+    """The network as an onnx.ModelProto, batch 1, with unsigned or signed int8 activations.
+
+    Raises UnsupportedError for an operator that cannot be written.
+    """
     if not network.operators:
         raise UnsupportedError(f"the network {network.name} has no operators: there is nothing to write")
     graph = Graph((1, *network.input_shape[1:]))
     lone = network.operators[0].kind if len(network.operators) == 1 else ""
     if lone in BORDERS:
-        return _border(graph, network)
+        return _border(graph, network, signed=signed)
     tensors = {INPUT: INPUT}
     for operator in network.operators:
         missing = [name for name in operator.inputs if name not in tensors]
@@ -56,17 +59,19 @@ def build(network: Network) -> Any:
     int8_operators = {o.name for o in network.operators if network.precision(o) == "int8"}
     if int8_operators:
         quantise(graph, int8_operators, outputs)
+    if signed:
+        graph.sign()
     return graph.model(outputs)
 
 
-def _border(graph: Graph, network: Network) -> Any:
-    """A quantise or dequantise node alone: float32 on one side, uint8 on the other."""
+def _border(graph: Graph, network: Network, *, signed: bool) -> Any:
+    """A quantise or dequantise node alone: float32 on one side, an 8-bit type on the other."""
     operator = network.operators[0]
-    down = operator.kind == "quantize"
-    numbers = [graph.constant("scale", 0.05), graph.constant("zero", 128, np.uint8)]
+    down, kind = operator.kind == "quantize", np.int8 if signed else np.uint8
+    numbers = [graph.constant("scale", 0.05), graph.constant("zero", 0 if signed else 128, kind)]
     outputs = graph.add(operator.name, BORDERS[operator.kind], [INPUT, *numbers], [graph.input_shape])
-    graph.input_type = np.float32 if down else np.uint8
-    return graph.model(list(outputs), np.uint8 if down else np.float32)
+    graph.input_type = np.float32 if down else kind
+    return graph.model(list(outputs), kind if down else np.float32)
 
 
 def _slice(graph: Graph, network: Network, operator: Operator, tensors: dict[str, str]) -> None:

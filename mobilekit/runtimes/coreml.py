@@ -26,7 +26,7 @@ from mobilekit.runtimes._job import (
 )
 from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import Selection, selection
-from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, WeightForm
+from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, Target, WeightForm
 
 OLDEST_IOS, USUAL_IOS = 15, 16
 FIRST_IOS_WITH_INT8, FIRST_IOS_IN_INT8, FIRST_IOS_WITH_INT4 = 16, 17, 18
@@ -142,7 +142,7 @@ class Coreml:
         found = evaluator.tensors(dict(zip(names, sample, strict=True)))
         return {name: (value,) for name, value in found.items() if value.dtype == np.float32}
 
-    def sketch(self, network: Network, path: Path) -> None:
+    def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
         """Always raises UnsupportedError: there is nothing here to time it with."""
         raise UnsupportedError("Core ML networks cannot be timed off macOS; use a profile fitted to an Apple device")
 

@@ -33,7 +33,7 @@ from mobilekit.runtimes._onnx_registry import keep_operators
 from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import selection
 from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
-from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision
+from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, Target
 
 
 class Onnx:
@@ -119,13 +119,14 @@ class Onnx:
         with quiet():
             return _onnx_int8.tensors(onnx.shape_inference.infer_shapes(onnx.load(str(path))), tuple(sample))
 
-    def sketch(self, network: Network, path: Path) -> None:
+    def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
         """Write a model of this network's structure with random weights, for timing; needs no torch.
 
         Nodes are named after the operators (`NAME`, further nodes of the same operator `NAME/...`), and the tensors
         after the nodes, because ONNX Runtime names what it fuses after one or the other. Each operator runs in
         `network.precision(operator)`, with quantise nodes where an export would have them; input and outputs are
-        float32. Raises UnsupportedError, in a sentence, for an operator that cannot be built.
+        float32, quantised activations signed for Arm. Raises UnsupportedError, in a sentence, for an operator that
+        cannot be built.
         """
         for operator in network.operators:
             precision = network.precision(operator)
@@ -134,7 +135,8 @@ class Onnx:
             if reason:
                 raise UnsupportedError(reason)
         # Hundreds are written and read once: making each safe against a crash would take most of the time.
-        Path(path).write_bytes(_onnx_sketch.build(network).SerializeToString(deterministic=True))
+        made = _onnx_sketch.build(network, signed=_onnx_int8.is_arm(target))
+        Path(path).write_bytes(made.SerializeToString(deterministic=True))
 
 
 def start_session(path: Path) -> Any:

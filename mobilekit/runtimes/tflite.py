@@ -32,7 +32,7 @@ from mobilekit.runtimes._portable import portable
 from mobilekit.runtimes._selection import Selection, selection
 from mobilekit.runtimes._tflite_ends import name_ends
 from mobilekit.runtimes._tracing import node_values, operator_values, tensor_ranges
-from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, Range
+from mobilekit.types import ExportJob, FileFacts, Network, OperatorShape, Precision, Range, Target
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ class Tflite:
         interpreter.invoke()
         return _tflite_int8.computed(interpreter)
 
-    def sketch(self, network: Network, path: Path) -> None:
+    def sketch(self, network: Network, path: Path, target: Target = "host") -> None:
         """Write a model of this network's structure with random weights, as the exporter would; needs no torch.
 
         Input and output are float32 NHWC as in exported files; each operator runs in `network.precision(operator)`,

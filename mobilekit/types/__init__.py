@@ -33,7 +33,6 @@ from mobilekit.types.models import (
     Parity,
     ParityCheck,
     ProbeKind,
-    Target,
     TensorSpec,
     WeightForm,
 )
@@ -81,7 +80,7 @@ from mobilekit.types.report import (
 )
 from mobilekit.types.runner import RunnerMeasurement, RunnerRequest, RunnerResult
 from mobilekit.types.shared_result import SharedResult
-from mobilekit.types.values import NonNegative, Origin, Positive, Precision, RuntimeName, Value
+from mobilekit.types.values import NonNegative, Origin, Positive, Precision, RuntimeName, Target, Value
 
 __all__ = [
     "INPUT_GROUP",

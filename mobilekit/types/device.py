@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mobilekit.types.values import NonNegative, Origin, Positive, Precision, RuntimeName, Value
+from mobilekit.types.values import NonNegative, Origin, Positive, Precision, RuntimeName, Target, Value
 
 WEAK_ERROR = 0.15
 """Median left-out error from which a profile is called weak."""
@@ -216,3 +216,12 @@ class DeviceInfo(Value):
     throttling: str | None = None
     """Whether it holds its frequencies down, in the system's own words."""
     battery: Battery | None = None
+
+    @property
+    def target(self) -> Target | None:
+        """Whose processors its files are for; None: it does not say what it has."""
+        if self.origin == "host":
+            return "host"
+        if self.architecture is None:
+            return None
+        return "arm" if self.architecture.lower().startswith(("aarch64", "arm")) else "x86"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mobilekit.types.plan import Candidate, Untraced
-from mobilekit.types.values import Precision, RuntimeName, Value
+from mobilekit.types.values import Precision, RuntimeName, Target, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,10 +93,6 @@ class ExportedModel(Value):
 
 
 WeightForm = Literal["int8", "int4", "palette8", "palette6", "palette4", "palette2"]
-
-
-Target = Literal["host", "x86", "arm"]
-"""`host`: the processor of this machine."""
 
 
 class ExportOptions(Value):

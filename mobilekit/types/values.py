@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "fp16", "int8"]
 RuntimeName = str
+Target = Literal["host", "x86", "arm"]
+"""Whose processors a file is for; `host`: this machine's."""
 Origin = Literal["device", "emulator", "host"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -1,0 +1,77 @@
+"""Measures the final files on further devices, all of them at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from pydantic import Field
+
+from mobilekit.errors import MobilekitError, StorageError
+from mobilekit.interfaces import Device
+from mobilekit.pipeline.run import Run, bench_model
+from mobilekit.pipeline.shipping import FinalRuns, Shipped, measured_files, result_of
+from mobilekit.types import DeviceInfo, Value
+
+
+class FurtherRuns(Value):
+    """What one more device measured."""
+
+    device: str
+    info: DeviceInfo
+    final: FinalRuns = Field(default_factory=FinalRuns)
+
+
+def measure_elsewhere(run: Run, shipped: list[Shipped]) -> list[FurtherRuns]:
+    """Original and result in turn, and the other files, on every further device.
+
+    A device that cannot be reached or does not run the files is a failure of its own; a resumed run asks it again.
+    """
+    if not run.job.others or not shipped:
+        return []
+    with ThreadPoolExecutor(max_workers=len(run.job.others)) as pool:
+        found = list(pool.map(lambda device: _measure_on(run, device, shipped), run.job.others))
+    return [one for one in found if one is not None]
+
+
+def _measure_on(run: Run, device: Device, shipped: list[Shipped]) -> FurtherRuns | None:
+    # names of devices hold what file names must not
+    stage = f"measure elsewhere {hashlib.sha256(device.name.encode()).hexdigest()[:12]}"
+    there = replace(run, job=replace(run.job, device=device, others=()), stages=run.stages.told_as(device.name))
+    try:
+        return run.stages.run(stage, FurtherRuns, lambda: _measured(there, device, shipped))
+    except StorageError:
+        raise
+    except MobilekitError as error:  # not kept as finished: a resumed run tries again
+        run.fail("measure", device.name, error, "run again with --resume: everything else is kept")
+        return None
+
+
+def _measured(run: Run, device: Device, shipped: list[Shipped]) -> FurtherRuns:
+    info = device.info()
+    run = replace(run, info=info)
+    models = [s.model for s in shipped]
+    if info.origin == "emulator":
+        return FurtherRuns(device=device.name, info=info, final=_untimed(run, shipped))
+    known = [model for model in models if not info.versions or model.runtime in info.versions]
+    result = result_of(run, known)
+    if result is None:
+        wanted = run.job.runtime.name
+        raise MobilekitError(f"it does not run {wanted} files: install that runtime there (`mobilekit doctor`)")
+    return FurtherRuns(device=device.name, info=info, final=measured_files(run, result, known))
+
+
+def _untimed(run: Run, shipped: Sequence[Shipped]) -> FinalRuns:
+    """What an emulator says of the files: not how long they take. One that does not run there costs only itself."""
+    others = {}
+    for model in (s.model for s in shipped):
+        try:
+            (found,) = run.measure([bench_model(model.path, run.store.path(model.path), model.runtime)])
+        except StorageError:
+            raise
+        except MobilekitError:  # its failure is kept
+            continue
+        others[model.path] = found
+    return FinalRuns(others=others)
