@@ -130,8 +130,17 @@ class Device(Protocol):
     takes: tuple[str, ...]
     """Names of the settings (`DeviceSettings`) that this kind has a use for."""
 
+    @classmethod
+    def visible(cls) -> list[str]:
+        """Specifications of the devices of this kind that are there now, found at once and without a network.
+
+        Empty where there is none, where what finds them is not installed, and for kinds that cannot be seen from here
+        (ssh). Never raises; a device that is seen but cannot be used (not authorised) is listed: its `info` says why.
+        """
+        ...
+
     def info(self) -> DeviceInfo:
-        """Ask the device what it is."""
+        """Ask the device what it is. Raises MobilekitError, with what helps, where it cannot be reached."""
         ...
 
     def run(self, request: BenchRequest) -> BenchResult:

@@ -38,6 +38,17 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
     return float(np.median(ratios(numerator, denominator)))
 
 
+def spread(values: Sequence[float]) -> float:
+    """By how much the largest value is above the smallest, as a share. Raises ValueError for none.
+
+    >>> spread([2.0, 2.1, 2.05])
+    0.05
+    """
+    if not len(values):
+        raise ValueError("no values")
+    return round(max(values) / min(values) - 1, 12) if min(values) > 0 else 0.0
+
+
 def median_interval(sessions: Sequence[Sequence[float]], level: float = 0.9, seed: int = 0) -> tuple[float, float]:
     """Bootstrap interval of the median of samples that were taken in several sessions.
 

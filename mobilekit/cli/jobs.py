@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, measure, report, import, doctor."""
+"""The commands of the job: plan, demo, apply, export, report, import, doctor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, get_args
 import typer
 from rich.table import Table
 
+from mobilekit.cli import measuring
 from mobilekit.cli.terminal import (
     Devices,
     DeviceSpec,
@@ -212,42 +213,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
         raise typer.Exit(1)
 
 
-@app.command()
-def measure(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A model file, or a folder that holds some.")],
-    device: Annotated[str, typer.Option("--device", help="Where to measure: host.")] = "host",
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
-    runs: Annotated[
-        int | None, typer.Option("--runs", min=1, help="Most rounds [default: as many as 10 s hold].")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Time model files on a device, in turn, with raw samples."""
-    from mobilekit import bench, pipeline
-
-    found, failures = pipeline.measure_files([path], device, threads=threads, runs=runs)
-    if as_json:
-        document = {
-            "measurements": [measurement.model_dump(mode="json") for measurement in found],
-            "failures": [failure.model_dump() for failure in failures],
-        }
-        print(json.dumps(document))
-    else:
-        rows = Table(
-            "file", "device", "origin", "CPU median ms", "p90", "min", "wall median", "to reference", "runs", box=None
-        )
-        for m in found:
-            rows.add_row(
-                m.model, m.device, m.origin, f"{bench.median_ms(m):.3f}", f"{bench.p90_ms(m):.3f}",
-                f"{bench.min_ms(m):.3f}", f"{bench.median_ms(m, 'wall'):.3f}",
-                figure(bench.reference_ratio(m), ".4f"), str(len(m.samples_ms)),
-            )  # fmt: skip
-        documents().print(rows)
-    for failure in failures:
-        said = f"{failure.subject}: {failure.message}; {failure.remedy}"
-        errors.print(said, style="red", markup=False, soft_wrap=True)
-    if not found:
-        raise typer.Exit(1)
+app.command()(measuring.measure)
 
 
 @app.command()

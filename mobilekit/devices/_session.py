@@ -229,6 +229,8 @@ def _measurements(
             thermal_before=conditions.thermal_before,
             thermal_after=conditions.thermal_after,
             throttled=conditions.throttled,
+            cool_to_c=request.cool_to_c,
+            waited_seconds=conditions.waited_seconds,
             started_at=conditions.started_at.isoformat(timespec="seconds"),
             versions=versions,
             cpus=conditions.cpus,
@@ -239,7 +241,7 @@ def _measurements(
 def _of_the_model(entry: RunnerMeasurement) -> dict[str, Any]:
     same = ("samples_ms", "cpu_samples_ms", "reference_ms", "load_ms", "first_run_ms", "warmup", "peak_memory_mb")
     return {
-        **{name: getattr(entry, name) for name in (*same, "energy_mj", "instructions")},
+        **{name: getattr(entry, name) for name in (*same, "stable", "energy_mj", "instructions")},
         "operators": tuple(OperatorTime(**dict(operator)) for operator in entry.operators),
         "outputs": tuple(TensorData(**dict(output)) for output in entry.outputs),
     }

@@ -12,9 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mobilekit.devices import _session
+from mobilekit.devices import _facts, _session
 from mobilekit.errors import BadInputError
 from mobilekit.types import BenchRequest, BenchResult, DeviceInfo, DeviceSettings
+
+FACTS_SECONDS = 15.0
+"""The script that asks what this machine is takes some 30 ms."""
 
 
 class Host:
@@ -31,18 +34,24 @@ class Host:
         if address:
             raise BadInputError(f"the device 'host' takes no address, but got '{address}': write just 'host'")
 
+    @classmethod
+    def visible(cls) -> list[str]:
+        """This machine."""
+        return [cls.name]
+
     def info(self) -> DeviceInfo:
         """What this machine is."""
-        return DeviceInfo(
-            name=self.name,
-            kind="host",
-            origin="host",
-            soc=_soc(),
-            cores=os.cpu_count() or 1,
-            memory_mb=_memory_mb(),
-            os=platform.platform(),
-            versions=_versions(),
-        )
+        found = _facts.parse(_collected(), self.name, "host", "host", _versions())
+        # where there is no /proc, and in containers whose /proc tells of fewer or more CPUs
+        platform_says = {
+            "cores": os.cpu_count() or found.cores,
+            "memory_mb": found.memory_mb or _memory_mb(),
+            "architecture": found.architecture or platform.machine() or None,
+        }
+        if not found.clusters:
+            platform_says |= {"soc": platform.processor() or platform.machine() or "unknown"}
+            platform_says |= {"os": platform.platform()}
+        return found.model_copy(update=platform_says)
 
     def run(self, request: BenchRequest) -> BenchResult:
         """Time the request's models in a process of its own, as `_session.run` says; of a process that is killed at
@@ -111,22 +120,18 @@ def _read(path: Path) -> bytes | None:
 # ---------------------------------------------------------------- the machine
 
 
-def _soc() -> str:
-    """Name of the processor: x86 has "model name", Arm boards "Hardware" or the device tree's model."""
-    fields: dict[str, str] = {}
+def _collected() -> str:
+    """What the collecting script prints here; empty where it cannot run."""
+    if not Path("/proc/cpuinfo").exists():
+        return ""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, colon, value = line.partition(":")
-            if colon:
-                fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass
-    try:
-        tree = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0 \n")
-    except OSError:
-        tree = ""
-    named = fields.get("model name") or tree or fields.get("Hardware") or fields.get("Model")
-    return named or platform.processor() or platform.machine() or "unknown"
+        command = ["sh", "-c", _facts.COLLECT]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FACTS_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")
 
 
 def _memory_mb() -> int | None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilekit import bench, exportable, registry
+from mobilekit import exportable, registry
 from mobilekit.cost.published import Selection
-from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.errors import MobilekitError
 from mobilekit.pipeline import exporting, summary
 from mobilekit.pipeline.exporting import Order, export_workload
 from mobilekit.pipeline.fitting import FitSummary, fit_profile
 from mobilekit.pipeline.listener import Listener
+from mobilekit.pipeline.measuring import Measured, Timing, measure_files
 from mobilekit.pipeline.pricing import build_profile, predict
 from mobilekit.pipeline.request import Request, open_job, read_plan, request_of
 from mobilekit.pipeline.sharing import Imported, import_result
@@ -22,12 +23,10 @@ from mobilekit.pipeline.steps import draw_steps
 from mobilekit.pipeline.story import Course, tell
 from mobilekit.store import Store
 from mobilekit.types import (
-    BenchModel,
     Budget,
     DeviceSettings,
     ExportedModel,
     ExportOptions,
-    Failure,
     Measurement,
     Plan,
     Precision,
@@ -42,9 +41,11 @@ __all__ = [
     "FitSummary",
     "Imported",
     "Listener",
+    "Measured",
     "Order",
     "Request",
     "Selection",
+    "Timing",
     "abilities",
     "apply",
     "build",
@@ -149,40 +150,17 @@ def export(  # noqa: PLR0913 -- the keywords are the contract
 def measure(path: str | Path, device: str = "host", *, threads: int = 1, runs: int | None = None) -> Measurement:
     """Time one model file on a device. Raises MobilekitError where it does not run there.
 
+    Where a manifest lies beside the file, its outputs on the device are compared with the golden ones: `parity`.
+
     >>> import mobilekit as mk
     >>> mk.measure(model_file, device="host", runs=10).median_ms > 0
     True
     """
-    found, failures = measure_files([Path(path)], device, threads=threads, runs=runs)
-    if not found:
-        raise MobilekitError(f"{path} could not be measured: {failures[0].message}; {failures[0].remedy}")
-    return found[0]
-
-
-def measure_files(
-    paths: Sequence[Path], device: str, *, threads: int = 1, runs: int | None = None
-) -> tuple[list[Measurement], list[Failure]]:
-    """Time model files in turn. What `mobilekit measure` does; a folder stands for the models in it."""
-    suffixes = {registry.runtime(name).suffix: name for name in registry.names("runtimes")}
-    files = [file for path in paths for file in _model_files(path, set(suffixes))]
-    settings: bench.Settings = {**bench.COMPARE, "threads": threads}
-    if runs is not None:
-        settings["runs"] = runs
-    models = [BenchModel(name=file.name, path=str(file), runtime=suffixes[file.suffix]) for file in files]
-    result = bench.measure(registry.device(device), models, **settings)
-    return list(result.measurements), list(result.failures)
-
-
-def _model_files(path: Path, suffixes: set[str]) -> list[Path]:
-    if not path.exists():
-        raise BadInputError(f"'{path}' does not exist: give a model file or a folder that holds some")
-    if path.suffix in suffixes:
-        return [path]
-    below = path.rglob("*") if path.is_dir() else []
-    found = sorted(p for p in below if p.suffix in suffixes and "checkpoints" not in p.relative_to(path).parts)
-    if not found:
-        raise BadInputError(f"'{path}' holds no model files ({', '.join(sorted(suffixes))})")
-    return found
+    found = measure_files([Path(path)], device, Timing(threads=threads, runs=runs))
+    if not found.measurements:
+        failure = found.failures[0]
+        raise MobilekitError(f"{path} could not be measured: {failure.message}; {failure.remedy}")
+    return found.measurements[0]
 
 
 def rerender(folder: Path) -> Report:

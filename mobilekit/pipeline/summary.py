@@ -144,7 +144,8 @@ def _report(run: Run, found: Findings) -> Report:
         devices=tuple(_device_row(budget, further) for further in found.elsewhere),
         stages=tuple(run.stages.rows),
         failures=tuple(run.stages.failures),
-        warnings=(*found.plan.warnings, *found.warnings, *(w for m in pair for w in bench.warnings_about(m))),
+        measured_warnings=tuple(warning for m in pair for warning in bench.warnings_about(m)),
+        warnings=(*found.plan.warnings, *found.warnings),
     )
 
 

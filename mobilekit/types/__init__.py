@@ -24,6 +24,7 @@ from mobilekit.types.measurement import (
     Measurement,
     OperatorTime,
     TensorData,
+    WarningKind,
 )
 from mobilekit.types.models import (
     ExportedModel,
@@ -162,6 +163,7 @@ __all__ = [
     "Untraced",
     "Validation",
     "Value",
+    "WarningKind",
     "WeightForm",
     "within",
 ]

@@ -184,6 +184,7 @@ class Cluster(Value):
     """As its maker calls it (Cortex-A76)."""
     min_mhz: float | None = None
     max_mhz: float | None = None
+    now_mhz: float | None = None
     governor: str | None = None
 
 
@@ -207,14 +208,19 @@ class DeviceInfo(Value):
     os: str
     versions: dict[str, str]
     """Runtime name -> version; a runtime that is absent is not there."""
+    model: str | None = None
+    """The product: Raspberry Pi 4 Model B Rev 1.1, Google Pixel 8."""
     architecture: str | None = None
     """Of its processor: aarch64, armv7l, x86_64."""
+    free_memory_mb: int | None = None
+    """What programs can take now without swapping."""
+    swap_used_mb: int | None = None
     clusters: tuple[Cluster, ...] = ()
     """The fastest first."""
     temperatures_c: dict[str, float] = Field(default_factory=dict)
     """Temperature zone -> degrees."""
     throttling: str | None = None
-    """Whether it holds its frequencies down, in the system's own words."""
+    """Whether it holds its frequencies down, in words; begins with "none" where it says that it does not."""
     battery: Battery | None = None
 
     @property
@@ -225,3 +231,8 @@ class DeviceInfo(Value):
         if self.architecture is None:
             return None
         return "arm" if self.architecture.lower().startswith(("aarch64", "arm")) else "x86"
+
+    @property
+    def throttled(self) -> bool:
+        """Whether it says that it holds its frequencies down now."""
+        return self.throttling is not None and not self.throttling.startswith("none")

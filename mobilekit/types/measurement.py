@@ -134,7 +134,13 @@ class Measurement(Value):
     app: str | None = None
     """Name and version of the app that shared it; None: it was measured from here."""
     warmup: int | None = None
-    """Untimed runs before the first sample, where an app says so."""
+    """Untimed runs before the first sample; None: an app did not say."""
+    stable: bool | None = None
+    """Whether warming up went on until runs were alike; None: it was not asked for."""
+    cool_to_c: float | None = None
+    """The temperature that was waited for before it was loaded; None: there was no such gate."""
+    waited_seconds: float | None = None
+    """For the device to cool down."""
     thermal_before: str | None = None
     """The system's word for how hot the device was."""
     thermal_after: str | None = None

@@ -1,54 +1,23 @@
-"""The measuring protocol: what is asked of a device, and what its raw samples say."""
+"""Two models that ran in turn: by how much one is faster, in one session or several, and what a budget makes of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, Unpack
 
+from mobilekit.bench.figures import Clock, median_ms, samples_ms
+from mobilekit.bench.protocol import COMPARE, Settings, request
 from mobilekit.errors import MobilekitError
 from mobilekit.interfaces import Device
-from mobilekit.stats import median, median_interval, paired_ratio, percentile, ratios, two_modes
-from mobilekit.types import (
-    BenchModel,
-    BenchRequest,
-    BenchResult,
-    Budget,
-    Measurement,
-    MeasurementRow,
-    Value,
-)
-
-Clock = Literal["cpu", "wall"]
-
-
-class Settings(TypedDict, total=False):
-    """Fields of a BenchRequest that `measure` and `compare` pass on."""
-
-    threads: int
-    warmup: int
-    runs: int
-    max_seconds: float
-    reference: bool
-    per_operator: bool
-    timeout_seconds: float
-
-
-MEASURE: Settings = {"runs": 200, "max_seconds": 20.0}
-COMPARE: Settings = {"runs": 3000, "max_seconds": 10.0}
-"""Ten seconds of rounds and not a number of them: what disturbs a shared machine changes over seconds, and a short
-comparison sees one of its states only. On a two-thread core whose other thread was busy, the paired ratio of two
-networks ranged over 18 % in repeats of 2 s, 14 % in 5 s and 7 % in 10 s."""
+from mobilekit.stats import median, median_interval, paired_ratio, ratios, two_modes
+from mobilekit.types import BenchModel, Budget, Measurement, Value
 
 SESSION = 0.5
 """Length of one of several sessions, as a share of a comparison."""
 LEVEL = 0.9
 """Of the intervals."""
-OTHER_LOAD = 1.15
-"""Wall over CPU time from which another process is blamed."""
-DRIFT = 0.1
-FEW_ROUNDS = 30
 
 
 class Repeats(NamedTuple):
@@ -58,20 +27,6 @@ class Repeats(NamedTuple):
     least: int
     most: int
     within: float
-
-
-def measure(device: Device, models: Sequence[BenchModel], **settings: Unpack[Settings]) -> BenchResult:
-    """Time models on a device, interleaved round by round. Settings are the fields of BenchRequest.
-
-    Without `timeout_seconds` the device gets five times the measuring time, three seconds a model and two minutes.
-    """
-    return device.run(_request(tuple(models), {**MEASURE, **settings}))
-
-
-def _request(models: tuple[BenchModel, ...], settings: Settings) -> BenchRequest:
-    seconds = settings.get("max_seconds", MEASURE["max_seconds"])
-    known: dict[str, Any] = {"timeout_seconds": 120 + 5 * seconds + 3 * len(models), **settings}
-    return BenchRequest(models=models, **known)
 
 
 class Comparison(Value):
@@ -184,105 +139,8 @@ def compare(device: Device, baseline: BenchModel, candidate: BenchModel, **setti
     The ratio is judged on CPU time, of which only that of the model itself is counted.
     """
     models = (baseline, candidate)
-    result = device.run(_request(models, {**COMPARE, **settings}))
+    result = device.run(request(models, {**COMPARE, **settings}))
     if [m.path for m in result.measurements] != [model.path for model in models]:
         reasons = [f"{f.subject} could not be measured: {f.message}; {f.remedy}" for f in result.failures]
         raise MobilekitError(reasons[0] if reasons else f"{device.name} did not measure both models: try again")
     return Comparison.of((result.measurements[0], result.measurements[1]))
-
-
-# ---------------------------------------------------------------- figures of one measurement
-
-
-def samples_ms(measurement: Measurement, clock: Clock = "cpu") -> tuple[float, ...]:
-    """The raw samples on a clock, milliseconds."""
-    return measurement.cpu_samples_ms if clock == "cpu" else measurement.samples_ms
-
-
-def median_ms(measurement: Measurement, clock: Clock = "cpu") -> float:
-    """Median of the rounds, milliseconds."""
-    return median(samples_ms(measurement, clock))
-
-
-def p90_ms(measurement: Measurement, clock: Clock = "cpu") -> float:
-    """Time that nine rounds of ten stayed under, milliseconds."""
-    return percentile(samples_ms(measurement, clock), 90)
-
-
-def min_ms(measurement: Measurement, clock: Clock = "cpu") -> float:
-    """The fastest round, milliseconds."""
-    return min(samples_ms(measurement, clock))
-
-
-def reference_ratio(measurement: Measurement) -> float | None:
-    """Median over rounds of CPU time over that of the reference matrix product; None where that was not timed.
-
-    It compares runs at different times or on different machines better than milliseconds do.
-    """
-    if not measurement.reference_ms or not measurement.cpu_samples_ms:
-        return None
-    return paired_ratio(measurement.cpu_samples_ms, measurement.reference_ms)
-
-
-def row(measurement: Measurement, clock: Clock, line: int) -> MeasurementRow:
-    """The measurement as the report shows it; `line` is its line in measurements.jsonl.
-
-    One without CPU times is shown at wall time.
-    """
-    clock = clock if measurement.cpu_samples_ms else "wall"
-    return MeasurementRow(
-        device=measurement.device,
-        origin=measurement.origin,
-        threads=measurement.threads,
-        median_ms=median_ms(measurement, clock),
-        clock=clock,
-        p90_ms=p90_ms(measurement, clock),
-        min_ms=min_ms(measurement, clock),
-        wall_median_ms=median_ms(measurement, "wall"),
-        reference_ratio=reference_ratio(measurement),
-        samples=len(measurement.samples_ms),
-        file="measurements.jsonl",
-        line=line,
-        compute_unit=measurement.compute_unit,
-    )
-
-
-# ---------------------------------------------------------------- advice
-
-
-def warnings_about(measurement: Measurement) -> list[str]:
-    """What makes the samples less trustworthy, each as a sentence with its figures."""
-    return [f"{measurement.model}: {text}" for text in _warnings(measurement)]
-
-
-def _warnings(measurement: Measurement) -> Iterator[str]:
-    cpu = measurement.cpu_samples_ms
-    if len(cpu) < FEW_ROUNDS:
-        yield f"only {len(cpu)} rounds were timed: allow more time for a median that repeats"
-    wall_ms, cpu_ms = median_ms(measurement, "wall"), median_ms(measurement)
-    if measurement.threads == 1 and wall_ms > OTHER_LOAD * cpu_ms:
-        yield (
-            f"the median wall time of {wall_ms:.3f} ms is {wall_ms / cpu_ms - 1:.0%} above the CPU time of "
-            f"{cpu_ms:.3f} ms: other processes used the same CPU"
-        )
-    if measurement.threads > 1:
-        yield f"CPU time adds up {measurement.threads} threads: judge latency by wall time"
-    modes = two_modes(cpu)
-    if modes:
-        slow = 1 - modes[2]
-        yield (
-            f"the samples have two modes, {modes[0]:.3f} ms and {modes[1]:.3f} ms ({slow:.0%} of the rounds): the CPU "
-            f"changed its speed or shares its core; the median may jump between them"
-        )
-    drift = _drift(cpu)
-    if abs(drift) > DRIFT:
-        machine = (
-            f", the reference product by {_drift(measurement.reference_ms):+.0%}" if measurement.reference_ms else ""
-        )
-        yield f"the median changed by {drift:+.0%} from the first half of the rounds to the second{machine}"
-
-
-def _drift(samples: Sequence[float]) -> float:
-    """Relative change of the median from the first half to the second."""
-    half = len(samples) // 2
-    return median(samples[half:]) / median(samples[:half]) - 1 if half else 0.0

@@ -1,0 +1,287 @@
+"""`mobilekit measure`: model files on a device, by the protocol of docs/bench_protocol.md."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mobilekit import bench, registry
+from mobilekit.bench import golden
+from mobilekit.errors import BadInputError, MobilekitError
+from mobilekit.interfaces import Device
+from mobilekit.stats import spread
+from mobilekit.types import BenchModel, BenchResult, BenchWarning, Cores, Failure, Measurement, Value
+
+WARMER_C = 2.0
+"""With --one-by-one the gate of the second file on is so many degrees above what the first one began at."""
+COMPARISON_SECONDS = 10.0
+"""Least time of files that are compared: what disturbs a shared machine changes over seconds (`bench.COMPARE`)."""
+PARITY = "parity"
+"""The stage of failures of which the exit code is 1."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How files are measured. Raises BadInputError for what contradicts itself."""
+
+    threads: int = 1
+    runs: int | None = None
+    """Most rounds, and no more warming up than ten runs; None: the protocol's own."""
+    mlperf: bool = False
+    repeat: int = 1
+    cores: Cores = "any"
+    cool_to_c: float | None = None
+    one_by_one: bool = False
+    baseline: Path | None = None
+    parity: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.mlperf and self.runs is not None:
+            raise BadInputError("--mlperf says how many runs there are: leave out --runs")
+        if self.one_by_one and self.baseline is not None:
+            raise BadInputError("a --baseline runs in turn with the files: leave out --one-by-one")
+
+    def settings(self, files: int) -> bench.Settings:
+        """The request for so many files in one process."""
+        gate: bench.Settings = {"threads": self.threads, "cores": self.cores}
+        if self.cool_to_c is not None:
+            gate |= {"cool_to_c": self.cool_to_c, "cool_seconds": bench.COOL_SECONDS}
+        if self.runs is not None:
+            return {**bench.COMPARE, "runs": self.runs, **gate}
+        known = bench.MLPERF if self.mlperf else bench.FILES
+        least = max(known["least_seconds"], COMPARISON_SECONDS if files > 1 else 0.0)
+        return {**known, "least_seconds": least, **gate}
+
+    @property
+    def wanted(self) -> int:
+        """Rounds below which there is a warning."""
+        return bench.FEW_ROUNDS if self.runs is not None else self.settings(1)["least_runs"]
+
+
+class Ratio(Value):
+    """How long a file takes beside the baseline, paired round by round: CPU time, or wall time of several threads."""
+
+    model: str
+    baseline: str
+    ratio: float
+    """Its time over the baseline's: 0.5 means that it takes half the time."""
+    interval: tuple[float, float]
+    """90 % bootstrap interval, over sessions and rounds."""
+    sessions: int
+
+
+class Repeated(Value):
+    """How well a file's figures repeat, each time in a process of its own."""
+
+    model: str
+    medians_ms: tuple[float, ...]
+    median_spread: float
+    """By how much the largest is above the smallest, as a share."""
+    beside: str
+    """What the ratios are to: the baseline, the first file, or the reference product."""
+    ratios: tuple[float, ...]
+    """Paired round by round; empty for what they are to."""
+    ratio_spread: float | None
+
+
+@dataclass
+class Measured:
+    """What came of it."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[BenchWarning] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    repeats: list[Repeated] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether something was measured, and no outputs were wrong."""
+        return bool(self.measurements) and not any(failure.stage == PARITY for failure in self.failures)
+
+
+def measure_files(paths: Sequence[Path], device: str, timing: Timing | None = None) -> Measured:
+    """Time model files in turn. What `mobilekit measure` does; a folder stands for the models in it.
+
+    Where a manifest lies beside a file, it is fed the golden inputs, and its outputs on the device are compared.
+    """
+    timing = timing or Timing()
+    suffixes = {registry.runtime(name).suffix: name for name in registry.names("runtimes")}
+    files = [file for path in paths for file in _model_files(path, set(suffixes))]
+    if timing.baseline is not None:
+        files = _behind(timing.baseline, files, suffixes)
+    models = [BenchModel(name=file.name, path=str(file), runtime=suffixes[file.suffix]) for file in files]
+    with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+        return _Job(registry.device(device), timing, Path(folder)).carried_out(models)
+
+
+def _behind(baseline: Path, files: Sequence[Path], suffixes: dict[str, str]) -> list[Path]:
+    """The baseline, and the files that are not it."""
+    if not baseline.is_file() or baseline.suffix not in suffixes:
+        raise BadInputError(f"the baseline '{baseline}' is no model file ({', '.join(sorted(suffixes))})")
+    others = [file for file in files if file.resolve() != baseline.resolve()]
+    if not others:
+        raise BadInputError(f"'{baseline}' would be compared with itself: give another file beside --baseline")
+    return [baseline, *others]
+
+
+class _Job:
+    """Measures models on a device, in one process or several."""
+
+    def __init__(self, device: Device, timing: Timing, folder: Path) -> None:
+        self.device = device
+        self.timing = timing
+        self.folder = folder
+        self.found = Measured()
+        self.vectors: dict[str, golden.Vectors] = {}
+
+    def carried_out(self, models: Sequence[BenchModel]) -> Measured:
+        """All repeats. What fails in one of them is left out of the next."""
+        models = [self._with_inputs(model, number) for number, model in enumerate(models)]
+        sessions: list[list[Measurement]] = []
+        for number in range(self.timing.repeat):
+            measured = self._session(models, outputs=number == 0)
+            sessions.append(measured)
+            paths = {measurement.path for measurement in measured}
+            models = [model for model in models if model.path in paths]
+            if not models:
+                break
+        found = self.found
+        found.measurements = [measurement for session in sessions for measurement in session]
+        for measurement in found.measurements:
+            found.warnings += bench.warnings_about(measurement, self.timing.wanted)
+        if models and self.timing.baseline is not None:
+            found.ratios = list(_ratios(sessions, self.timing.baseline))
+        if models and len(sessions) > 1:
+            found.repeats = [_repeated(sessions, model.path) for model in models]
+            found.warnings += [warning for row in found.repeats for warning in _spreads(row)]
+        return found
+
+    def _with_inputs(self, model: BenchModel, number: int) -> BenchModel:
+        """The model, to be fed its golden inputs where it has some."""
+        try:
+            vectors = golden.of(Path(model.path)) if self.timing.parity else None
+        except (MobilekitError, OSError) as error:
+            self._fail(model.name, str(error), "export the models again, or measure without comparing (--no-parity)")
+            vectors = None
+        if vectors is None:
+            return model
+        self.vectors[model.path] = vectors
+        return model.model_copy(update={"inputs": golden.write(vectors, self.folder, str(number))})
+
+    def _session(self, models: Sequence[BenchModel], *, outputs: bool) -> list[Measurement]:
+        """Every model once: together in one process, or each in its own."""
+        outputs = outputs and bool(self.vectors)
+        measured = []
+        for result in self._results(models, outputs):
+            self.found.failures += [failure for failure in result.failures if failure not in self.found.failures]
+            measured += [self._compared(m) if outputs else m for m in result.measurements]
+        return measured
+
+    def _results(self, models: Sequence[BenchModel], outputs: bool) -> Iterator[BenchResult]:
+        timing = self.timing
+        groups = [[model] for model in models] if timing.one_by_one else [list(models)]
+        gate = timing.cool_to_c
+        for group in groups:
+            settings: bench.Settings = {**timing.settings(len(group)), "return_outputs": outputs}
+            if gate is not None:
+                settings |= {"cool_to_c": gate, "cool_seconds": bench.COOL_SECONDS}
+            result = bench.measure(self.device, group, **settings)
+            starts = [m.temperature_before_c for m in result.measurements if m.temperature_before_c is not None]
+            if gate is None and starts:
+                gate = starts[0] + WARMER_C
+            yield result
+
+    def _compared(self, measurement: Measurement) -> Measurement:
+        """The measurement with the parity of the outputs that came with it."""
+        vectors, name = self.vectors.get(measurement.path), measurement.model
+        if vectors is None:
+            return measurement
+        if not measurement.outputs:
+            self._fail(name, f"{measurement.device} returned no outputs to compare", "measure again, or --no-parity")
+            return measurement
+        try:
+            parity = golden.judged(vectors, measurement.outputs)
+        except BadInputError as error:
+            self._fail(name, str(error), "do not use the file on this device; try another version of the runtime")
+            return measurement.model_copy(update={"outputs": ()})
+        excess = golden.excess(vectors, parity)
+        if excess is not None:
+            self._fail(name, excess, "do not use the file on this device; try another version of the runtime")
+        return measurement.model_copy(update={"parity": parity, "outputs": ()})
+
+    def _fail(self, subject: str, message: str, remedy: str) -> None:
+        self.found.failures.append(Failure(stage=PARITY, subject=subject, message=message, remedy=remedy))
+
+
+# ---------------------------------------------------------------- ratios and repeats
+
+
+def _clock(measurement: Measurement) -> bench.Clock:
+    """CPU time of several threads adds up, and an app may not have taken it."""
+    return "cpu" if measurement.threads == 1 and measurement.cpu_samples_ms else "wall"
+
+
+def _pairs(sessions: Sequence[Sequence[Measurement]], path: str, other: str) -> list[tuple[Measurement, Measurement]]:
+    """The measurements of two files in each session that holds both."""
+    by_path = [{measurement.path: measurement for measurement in session} for session in sessions]
+    return [(found[path], found[other]) for found in by_path if path in found and other in found]
+
+
+def _ratios(sessions: Sequence[Sequence[Measurement]], baseline: Path) -> Iterator[Ratio]:
+    for measurement in sessions[-1]:
+        pairs = _pairs(sessions, measurement.path, str(baseline))
+        if measurement.path == str(baseline) or not pairs or not measurement.samples_ms:
+            continue
+        compared = bench.Comparison.of(*pairs, clock=_clock(measurement))
+        yield Ratio(
+            model=measurement.model,
+            baseline=baseline.name,
+            ratio=compared.ratio,
+            interval=compared.interval,
+            sessions=len(pairs),
+        )
+
+
+def _repeated(sessions: Sequence[Sequence[Measurement]], path: str) -> Repeated:
+    """A file over all repeats, beside the first one, or beside the reference product where it is alone."""
+    first = sessions[-1][0]
+    own = [next(m for m in session if m.path == path) for session in sessions]
+    clock = _clock(own[0])
+    medians = tuple(bench.median_ms(measurement, clock) for measurement in own)
+    if len(sessions[-1]) > 1:
+        beside = first.model
+        pairs = _pairs(sessions, path, first.path) if path != first.path else []
+        ratios = tuple(bench.Comparison.of(pair, clock=clock).ratio for pair in pairs)
+    else:
+        beside = "the reference product"
+        ratios = tuple(ratio for m in own if (ratio := bench.reference_ratio(m)) is not None)
+    return Repeated(
+        model=own[0].model,
+        medians_ms=medians,
+        median_spread=spread(medians),
+        beside=beside,
+        ratios=ratios,
+        ratio_spread=spread(ratios) if ratios else None,
+    )
+
+
+def _spreads(row: Repeated) -> Iterator[BenchWarning]:
+    of_medians = bench.warning_of_spread(row.model, "its median", row.medians_ms)
+    of_ratios = bench.warning_of_spread(row.model, f"its ratio to {row.beside}", row.ratios) if row.ratios else None
+    yield from (warning for warning in (of_medians, of_ratios) if warning is not None)
+
+
+def _model_files(path: Path, suffixes: set[str]) -> list[Path]:
+    if not path.exists():
+        raise BadInputError(f"'{path}' does not exist: give a model file or a folder that holds some")
+    if path.suffix in suffixes:
+        return [path]
+    below = path.rglob("*") if path.is_dir() else []
+    found = sorted(p for p in below if p.suffix in suffixes and "checkpoints" not in p.relative_to(path).parts)
+    if not found:
+        raise BadInputError(f"'{path}' holds no model files ({', '.join(sorted(suffixes))})")
+    return found
