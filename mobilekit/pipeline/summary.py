@@ -14,6 +14,7 @@ from mobilekit import __version__, bench, documents, registry
 from mobilekit.errors import BadInputError
 from mobilekit.pipeline.acceptance import RoundResult
 from mobilekit.pipeline.original import Baseline
+from mobilekit.pipeline.precisions import precision_rows
 from mobilekit.pipeline.rounds import planned
 from mobilekit.pipeline.run import Recorded, Run, written
 from mobilekit.pipeline.shipping import FinalRuns, Shipped, result_of
@@ -138,6 +139,7 @@ def _report(run: Run, found: Findings) -> Report:
         predicted_after=_predicted_bars(estimate),
         samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
         conditions=_conditions(run, comparison),
+        precisions=precision_rows(found.candidate, main) if found.candidate and main else (),
         stages=tuple(run.stages.rows),
         failures=tuple(run.stages.failures),
         warnings=(*found.plan.warnings, *found.warnings, *(w for m in pair for w in bench.warnings_about(m))),
