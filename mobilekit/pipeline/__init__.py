@@ -11,6 +11,7 @@ from mobilekit import bench, exportable, registry
 from mobilekit.cost.published import Selection
 from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.pipeline import exporting, summary
+from mobilekit.pipeline.comparing import compare_results
 from mobilekit.pipeline.exporting import Order, export_workload
 from mobilekit.pipeline.fitting import FitSummary, fit_profile
 from mobilekit.pipeline.listener import Listener
@@ -47,6 +48,7 @@ __all__ = [
     "apply",
     "build",
     "build_profile",
+    "compare_results",
     "draw_steps",
     "export",
     "export_workload",

@@ -1,5 +1,6 @@
 """The nouns of mobilekit: frozen, validated values that every room hands to the next."""
 
+from mobilekit.types.comparison import ComparedPair, ComparedResults, Difference, RatioTest, TimedSide
 from mobilekit.types.device import (
     Battery,
     Cluster,
@@ -98,12 +99,15 @@ __all__ = [
     "ChannelGroup",
     "ChosenOption",
     "Cluster",
+    "ComparedPair",
+    "ComparedResults",
     "Cores",
     "CostTable",
     "DeviceInfo",
     "DeviceProfile",
     "DeviceRow",
     "DeviceSettings",
+    "Difference",
     "Estimate",
     "ExportJob",
     "ExportOptions",
@@ -146,6 +150,7 @@ __all__ = [
     "Provenance",
     "QuantSpec",
     "Range",
+    "RatioTest",
     "RejectedOption",
     "Report",
     "Round",
@@ -159,6 +164,7 @@ __all__ = [
     "Target",
     "TensorData",
     "TensorSpec",
+    "TimedSide",
     "Together",
     "Untraced",
     "Validation",
