@@ -62,7 +62,7 @@ def median_interval(sessions: Sequence[Sequence[float]], level: float = 0.9, see
 
 
 def resampled_medians(sessions: Sequence[Sequence[float]], generator: np.random.Generator) -> np.ndarray:
-    """Medians of samples drawn again as in `median_interval`, before anything is widened. Raises ValueError for none."""
+    """Medians of samples drawn again as in `median_interval`, not widened yet. Raises ValueError for no samples."""
     drawn = [np.asarray(session, dtype=np.float64) for session in sessions if len(session)]
     if not drawn:
         raise ValueError("no samples")

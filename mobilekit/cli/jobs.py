@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, measure, report, import, doctor."""
+"""The commands of the job: plan, demo, apply, export, measure, import, doctor."""
 
 from __future__ import annotations
 
@@ -215,21 +215,6 @@ def measure(
         errors.print(said, style="red", markup=False, soft_wrap=True)
     if not found:
         raise typer.Exit(1)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a plan.")],
-    open_it: Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")] = False,
-) -> None:
-    """Write the report again from report.json."""
-    from mobilekit import pipeline
-
-    pipeline.rerender(folder)
-    page = (folder / "report.html").resolve()
-    print(page)
-    if open_it:
-        typer.launch(page.as_uri())
 
 
 @app.command("import")

@@ -1,4 +1,4 @@
-"""Reads what `mobilekit report compare` is given: folders of plans, and measurements as `mobilekit measure` prints them."""
+"""Reads what `mobilekit report compare` is given: folders of plans, and what `mobilekit measure --json` prints."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def _by_key(pairs: Iterable[tuple[str, Measurement]]) -> dict[Key, list[Measurem
             continue
         times = (*m.samples_ms, *m.cpu_samples_ms, *m.reference_ms)
         if not all(math.isfinite(time) and time >= 0 for time in times):
-            raise BadInputError(
-                f"the measurement of {m.model} on {m.device} has samples that are no times: measure again"
-            )
+            raise BadInputError(f"the measurement of {m.model} on {m.device} has samples that are no times")
         found.setdefault(Key(role, m.runtime, m.device, m.compute_unit), []).append(m)
     return found
 

@@ -10,6 +10,11 @@ from mobilekit.types import DeviceInfo, Difference, Option, RatioTest, Report
 from mobilekit.types.comparison import Shown
 
 Told = dict[str, str | None]
+_THRESHOLD = {
+    "least": "and less than {:.0%} is not called a difference",
+    "sessions": "and sessions of one file are up to {:.1%} apart",
+    "one session": "and in too few sessions to see how well they repeat, less than {:.0%} is not called a difference",
+}
 
 
 def reason(times: RatioTest | None, reference: RatioTest | None, verdict: Shown) -> str:
@@ -41,14 +46,13 @@ def _not_shown(test: RatioTest) -> str:
     if test.p_value is None:
         few = min(test.units)
         return (
-            f"only {few} {test.unit} know little enough of each other to be ranked: measure longer, or in more sessions"
+            f"only {few} {test.unit} know little enough of each other to be ranked: measure longer or in more sessions"
         )
     if apart <= test.threshold:
-        return f"the medians are {apart:.1%} apart, and this machine's own repeats up to {test.threshold:.1%}"
+        return f"the medians are {apart:.1%} apart, {_THRESHOLD[test.threshold_basis].format(test.threshold)}"
     if test.p_value >= ALPHA:
-        return (
-            f"ranks of {test.units[0]} and {test.units[1]} {test.unit} do not tell them apart (p = {test.p_value:.2g})"
-        )
+        ranked = f"{test.units[0]} and {test.units[1]} {test.unit}"
+        return f"the ranks of {ranked} do not tell them apart (p = {test.p_value:.2g})"
     return f"the 90 % interval of the ratio, {test.interval[0]:.3g} to {test.interval[1]:.3g}, holds 1"
 
 

@@ -116,6 +116,7 @@ def _tested(sides: Sides, clock: Clock) -> RatioTest | None:
         unit=found.unit,
         units=found.units,
         threshold=found.threshold,
+        threshold_basis=found.threshold_basis,
         verdict=found.verdict,
     )
 

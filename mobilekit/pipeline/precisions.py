@@ -1,4 +1,4 @@
-"""Says of every operator of the result in which precision its file runs it, and why where that is not the file's own."""
+"""In which precision a file runs every operator of the result, and why where that is not the file's own."""
 
 from __future__ import annotations
 

@@ -42,6 +42,8 @@ class RatioTest(Value):
     units: tuple[int, int]
     threshold: float
     """Relative difference below which none is shown."""
+    threshold_basis: Literal["least", "sessions", "one session"]
+    """What nobody needs to know; how well the sessions repeat; what is taken where there are too few of them."""
     verdict: Literal["faster", "slower", "no difference shown"]
 
 
