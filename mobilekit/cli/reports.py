@@ -79,7 +79,7 @@ def _show(found: ComparedResults) -> None:
     if found.pairs:
         out.print(_timings(found.pairs))
         for pair in found.pairs:
-            said = f"{pair.role} in {pair.runtime} on {pair.device}: {pair.verdict}: {pair.reason}"
+            said = f"{pair.role} on {pair.device}: {pair.verdict}: {pair.reason}"
             out.print(said, markup=False, highlight=False, soft_wrap=True)
         out.print(
             "ratio: median of A over median of B, with its 90 % interval. p: Mann-Whitney U over sessions or blocks."
@@ -98,7 +98,7 @@ def _timings(pairs: Iterable[ComparedPair]) -> Table:
     for pair in pairs:
         test = pair.times
         table.add_row(
-            Text(f"{pair.role} ({pair.runtime})"),
+            Text(pair.role),
             Text(f"{pair.device}, {pair.origin}" if pair.origin == "emulator" else pair.device),
             figure(pair.first.median_ms, ".4g"),
             figure(pair.second.median_ms, ".4g"),

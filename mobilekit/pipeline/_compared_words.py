@@ -6,27 +6,34 @@ from collections.abc import Iterator
 
 from mobilekit.pipeline._compared_sources import Source
 from mobilekit.significance import ALPHA
-from mobilekit.types import DeviceInfo, Difference, Option, RatioTest, Report
-from mobilekit.types.comparison import Shown
+from mobilekit.types import DeviceInfo, Difference, Option, RatioTest, Report, TimedSide
 
 Told = dict[str, str | None]
 _THRESHOLD = {
     "least": "and less than {:.0%} is not called a difference",
-    "sessions": "and sessions of one file are up to {:.1%} apart",
+    "sessions": "and these sessions repeat to {:.1%} only",
     "one session": "and in too few sessions to see how well they repeat, less than {:.0%} is not called a difference",
 }
 
 
-def reason(times: RatioTest | None, reference: RatioTest | None, verdict: Shown) -> str:
+def not_timed(first: TimedSide, second: TimedSide) -> str:
+    """What there is instead of times."""
+    if first.instructions is None or second.instructions is None:
+        return "a side has no samples of time that can be compared"
+    counts = f"{first.instructions:,} and {second.instructions:,} instructions a run"
+    return f"an emulator counted {counts}, which is no latency"
+
+
+def reason(times: RatioTest | None, reference: RatioTest | None, sides: tuple[TimedSide, TimedSide]) -> str:
     """The verdict in a sentence with its figures."""
     if times is None:
-        return "a side has no samples of time that can be compared"
+        return not_timed(*sides)
     if reference is not None and reference.verdict != times.verdict:
         return (
             f"in milliseconds the second is {_shown(times)}, and over the reference product of the same rounds "
             f"{_shown(reference)}: the machine itself was not equally fast"
         )
-    if verdict == "no difference shown":
+    if times.verdict == "no difference shown":
         return _not_shown(times)
     return (
         f"the second is {_shown(times)}; {times.units[0]} and {times.units[1]} {times.unit} were ranked, "
@@ -45,9 +52,7 @@ def _not_shown(test: RatioTest) -> str:
     apart = max(test.ratio, 1 / test.ratio) - 1
     if test.p_value is None:
         few = min(test.units)
-        return (
-            f"only {few} {test.unit} know little enough of each other to be ranked: measure longer or in more sessions"
-        )
+        return f"only {few} {test.unit} know little enough of each other to be ranked: measure longer"
     if apart <= test.threshold:
         return f"the medians are {apart:.1%} apart, {_THRESHOLD[test.threshold_basis].format(test.threshold)}"
     if test.p_value >= ALPHA:

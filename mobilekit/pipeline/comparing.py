@@ -18,6 +18,8 @@ from mobilekit.types import (
 )
 from mobilekit.types.comparison import Shown
 
+ORDER = {"original": 0, "result": 1}
+"""Of the pairs; files follow as they come."""
 Sides = tuple[list[Measurement], list[Measurement]]
 Clock = Callable[[Measurement], tuple[float, ...]]
 
@@ -29,7 +31,7 @@ def compare_results(first: Path, second: Path) -> ComparedResults:
     """
     a, b = read_source(first), read_source(second)
     wall = any(s.report is not None and s.report.budget.clock == "wall" for s in (a, b))
-    keys = _matched(a, b)
+    keys = sorted(_matched(a, b), key=lambda pair: ORDER.get(pair[0].role, len(ORDER)))
     pairs = tuple(_pair(keys_of, (a.measured[keys_of[0]], b.measured[keys_of[1]]), wall) for keys_of in keys)
     conditions = dict.fromkeys([*compared_surroundings(a.report, b.report), *(d for p in pairs for d in p.differences)])
     return ComparedResults(
@@ -80,7 +82,7 @@ def _pair(keys: tuple[Key, Key], sides: Sides, wall: bool) -> ComparedPair:
     reference = None
     if on_cpu and all(len(m.reference_ms) == len(m.cpu_samples_ms) and min(m.reference_ms) > 0 for m in every):
         reference = _tested(sides, _to_reference)
-    verdict = _verdict(times, reference)
+    told = _side(sides[0], clock), _side(sides[1], clock)
     first, second = keys
     return ComparedPair(
         role=first.role if first.role == second.role else f"{first.role} and {second.role}",
@@ -88,12 +90,12 @@ def _pair(keys: tuple[Key, Key], sides: Sides, wall: bool) -> ComparedPair:
         device=first.device if first.device == second.device else f"{first.device} and {second.device}",
         origin=sides[0][0].origin,
         clock="cpu" if on_cpu else "wall",
-        first=_side(sides[0], clock),
-        second=_side(sides[1], clock),
+        first=told[0],
+        second=told[1],
         times=times,
         to_reference=reference,
-        verdict=verdict,
-        reason=reason(times, reference, verdict),
+        verdict=_verdict(times, reference),
+        reason=reason(times, reference, told),
         differences=tuple(_differences(sides)),
     )
 
