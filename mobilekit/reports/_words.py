@@ -177,6 +177,11 @@ def asked(budget: Budget) -> list[str]:
     return items
 
 
+def spaced(name: str) -> str:
+    """A name of ours as words: channel_pruning is channel pruning."""
+    return name.replace("_", " ")
+
+
 def unit_of(item: str) -> str:
     """The unit of a budget line, which its name tells; empty where it does not."""
     words = set(re.split(r"[^a-z]+", item.lower()))
