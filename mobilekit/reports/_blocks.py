@@ -10,7 +10,7 @@ from mobilekit.reports._words import DASH
 
 Tone = Literal["", "number", "code", "good", "bad", "warn", "quiet"]
 Basis = Literal["measured", "predicted"]
-SENTENCE = 40
+SENTENCE = 60
 """Characters from which an entry of a table takes several lines of a narrow screen."""
 MOST_ROWS = 400
 """Rows of one table that a page shows; report.json has all of them."""
@@ -34,6 +34,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     key: str = "not measured"
+    listed: bool = False
+    """Whether a narrow screen shows every row as a list, whatever is in it: none of it may be out of sight."""
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -46,6 +48,8 @@ class Table:
         """How a narrow screen shows it: figures fit there in four columns and texts in three. A wider table with
         sentences in it becomes a list for every row; one of short entries is scrolled sideways, rows under each other,
         so that they can be compared."""
+        if self.listed:
+            return "list"
         if len(self.columns) <= 3 + all(self.numeric[1:]):
             return "plain"
         long = any(len(cell.text) > SENTENCE for row in self.rows for cell in row[1:] if cell.tone != "code")

@@ -25,8 +25,8 @@ def devices(report: Report) -> Section:
     )
     rows = (first, *report.devices)
     heads = (
-        *("Device", "Origin", "Processor", "Before (ms, measured)", "After (ms, measured)"),
-        *("Times faster", "90 % interval", "Sessions"),
+        *("Device", "Before (ms, measured)", "After (ms, measured)", "Times faster", "90 % interval"),
+        *("Sessions", "Origin", "Processor"),
     )
     bars = tuple(Bar(row.device, row.baseline_ms, row.result_ms) for row in rows if row.result_ms is not None)
     drawn = [Bars("Latency before and after on each device, measured", "measured", bars, "ms")] if bars else []
@@ -38,13 +38,13 @@ def _row(row: DeviceRow) -> tuple[Cell, ...]:
     low_high = row.ratio_interval
     return (
         Cell(row.device),
-        _origin(row.info),
-        Cell(row.info.soc if row.info and row.info.soc else words.DASH),
         num(words.number(row.baseline_ms, missing="not measured")),
         num(words.number(row.result_ms, missing="not measured")),
         num(words.number(row.ratio, missing="not measured")),
         num(f"{words.number(low_high[0])} to {words.number(low_high[1])}" if low_high else words.DASH),
         num(words.DASH if row.sessions is None else str(row.sessions)),
+        _origin(row.info),
+        Cell(row.info.soc if row.info and row.info.soc else words.DASH),
     )
 
 

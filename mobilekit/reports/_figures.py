@@ -147,7 +147,8 @@ def _dots(strip: Strip, scale: tuple[float, float], y: float, index: int) -> lis
     step = max(1, math.ceil(len(strip.samples) / MOST_DOTS))
     beyond = sum(sample > high for sample in strip.samples)
     parts = [_text("0%", y + 13, words.middle(strip.label, SHORT_LABEL), "start strong")]
-    parts.append(_text("100%", y + 13, f"median {words.ms(strip.median)}", "end value"))
+    note = f"median {words.ms(strip.median)}" + (f", {beyond:,} off scale" if beyond else "")
+    parts.append(_text("100%", y + 13, note, "end value"))
     shown = strip.samples[::step]
     spacing = (STRIP_HEIGHT - 8) / max(1, len(shown) - 1)
 
@@ -157,8 +158,6 @@ def _dots(strip: Strip, scale: tuple[float, float], y: float, index: int) -> lis
     dot = Markup('<circle cx="{}" cy="{:.1f}" r="{:g}"/>')
     dots = [dot.format(place(sample), y + 24 + spacing * i, 2) for i, sample in enumerate(shown)]
     parts += [Markup('<g class="{}">').format("dots first" if index == 0 else "dots"), *dots, Markup("</g>")]
-    if beyond:
-        parts.append(_text("98.5%", y + 18 + STRIP_HEIGHT, f"{beyond:,} slower, at the edge", "tick end"))
     x = place(strip.median)
     parts.append(_line(x, y + 19, x, y + 21 + STRIP_HEIGHT, "median"))
     return parts

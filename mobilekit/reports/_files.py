@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mobilekit.reports import _words as words
-from mobilekit.reports._blocks import Block, Cell, Fold, Section, Text, Tone, num, table
+from mobilekit.reports._blocks import Block, Cell, Fold, Section, Table, Text, Tone, num, table
 from mobilekit.types import MeasurementRow, ModelRow, Parity, Report
 
 _STATUS: dict[str, tuple[str, Tone]] = {
@@ -34,7 +34,8 @@ def models(report: Report) -> Section:
 
 
 def _name(model: ModelRow) -> Cell:
-    return Cell(model.path, "code")
+    """The file's name; the folder is that of all files."""
+    return Cell(model.path.rpartition("/")[2] or model.path, "code", model.path)
 
 
 def _facts(model: ModelRow) -> tuple[Cell, ...]:
@@ -82,9 +83,12 @@ def _measurements(report: Report) -> list[Block | Fold]:
         blocks.append(Text(EXPLAINED, "quiet"))
         blocks += _beside(groups)
         lines = words.listed(sorted({row.file for _, row in rows}))
-        heads = ("File", "Device", "Median (ms)", "p90 (ms)", "Min (ms)", "Wall median (ms)", "Samples", "Raw samples")
+        heads = (
+            *("File", "Device", "Median (ms)", "p90 (ms)", "Min (ms)", "Wall median (ms)", "Over reference"),
+            *("Samples", "Raw samples"),
+        )
         each = table(heads, [_session(model, row) for model, row in rows], f"Raw samples: line of {lines}")
-        blocks.append(Fold(f"{words.plural(len(rows), 'session')}, one by one", (each,)))
+        blocks.append(Fold(f"{words.plural(len(rows), 'session')}, one by one", (each, Text(OVER_REFERENCE, "quiet"))))
     if absent:
         blocks.append(Text(f"Latency not measured: {words.listed(absent)}.", "quiet"))
     return blocks
@@ -93,11 +97,14 @@ def _measurements(report: Report) -> list[Block | Fold]:
 Rows = list[tuple[ModelRow, MeasurementRow]]
 LATENCY = (
     *("File", "Device", "Origin", "Threads", "Clock", "Sessions"),
-    *("Median (ms)", "p90 (ms)", "Min (ms)", "Over reference", "Samples"),
+    *("Median (ms)", "p90 (ms)", "Min (ms)", "Samples"),
 )
-EXPLAINED = (
-    "Several sessions: the lowest and the highest of their figures. Over reference: CPU time over that of a "
-    "512 x 512 x 512 float32 matrix product in the same round."
+SAID_ONCE = {2: "origin {}", 3: "threads: {}", 4: "{} time"}
+"""Columns that are named in the caption where all rows hold the same."""
+EXPLAINED = "Of several sessions: the lowest and the highest of their figures; the samples of all of them."
+OVER_REFERENCE = (
+    "Over reference: CPU time over that of a 512 x 512 x 512 float32 matrix product in the same round; a dash: none was "
+    "timed."
 )
 
 
@@ -116,6 +123,18 @@ def _device(row: MeasurementRow) -> Cell:
     return Cell(f"{row.device}{unit}{by}")
 
 
+def _latencies(groups: list[Rows]) -> Table:
+    """A row for each file on each device, without the columns that would say the same in all of them."""
+    rows = [_latency(group) for group in groups]
+    same = {i: rows[0][i].text for i in SAID_ONCE if len({row[i].text for row in rows}) == 1}
+    kept = [i for i in range(len(LATENCY)) if i not in same]
+    caption = "Latency, measured"
+    if same:
+        caption += f" ({', '.join(SAID_ONCE[i].format(text) for i, text in same.items())})"
+    shown = [[row[i] for i in kept] for row in rows]
+    return table([LATENCY[i] for i in kept], shown, caption, "nothing was timed")
+
+
 def _latency(group: Rows) -> tuple[Cell, ...]:
     model, first = group[0]
     every = [row for _, row in group]
@@ -125,12 +144,11 @@ def _latency(group: Rows) -> tuple[Cell, ...]:
         _device(first),
         Cell(first.origin, "warn" if first.origin == "emulator" else ""),
         num(str(first.threads)),
-        Cell({"cpu": "CPU", "wall": "wall"}[first.clock] if first.median_ms is not None else "none"),
+        Cell({"cpu": "CPU", "wall": "wall"}[first.clock] if first.median_ms is not None else words.DASH),
         num(str(len(every))),
         num(_span([row.median_ms for row in every])),
         num(_span([row.p90_ms for row in every])),
         num(words.number(min(least)) if least else "not measured"),
-        num(_span([row.reference_ratio for row in every], words.DASH)),
         num(f"{sum(row.samples for row in every):,}"),
     )
 
@@ -147,19 +165,19 @@ def _span(values: Sequence[float | None], missing: str = "not measured") -> str:
 def _beside(groups: list[Rows]) -> list[Block]:
     """What was measured beside the latency, in columns that hold anything; the rest is named."""
     columns: dict[str, Callable[[list[MeasurementRow]], str]] = {
-        "Load (ms)": lambda rows: _span([row.load_ms for row in rows]),
-        "First run (ms)": lambda rows: _span([row.first_run_ms for row in rows]),
-        "Peak memory (MB)": lambda rows: _span([row.peak_memory_mb for row in rows]),
-        "Energy of a run (mJ)": lambda rows: _span([row.energy_mj for row in rows]),
+        "Load (ms)": lambda rows: _span([row.load_ms for row in rows], words.DASH),
+        "First run (ms)": lambda rows: _span([row.first_run_ms for row in rows], words.DASH),
+        "Peak memory (MB)": lambda rows: _span([row.peak_memory_mb for row in rows], words.DASH),
+        "Energy of a run (mJ)": lambda rows: _span([row.energy_mj for row in rows], words.DASH),
         "Instructions of a run": lambda rows: next(
-            (words.count_of(row.instructions) for row in rows if row.instructions is not None), "not measured"
+            (words.count_of(row.instructions) for row in rows if row.instructions is not None), words.DASH
         ),
         "Parity on the device": lambda rows: next(
             (_compared(row.parity) for row in rows if row.parity), "not measured"
         ),
     }
     cells = {name: [figure([row for _, row in group]) for group in groups] for name, figure in columns.items()}
-    known = [name for name, column in cells.items() if any(text != "not measured" for text in column)]
+    known = [name for name, column in cells.items() if any(text != words.DASH for text in column)]
     absent = [name.partition(" (")[0].lower() for name in columns if name not in known]
     blocks: list[Block] = []
     if known:
@@ -188,6 +206,7 @@ def _session(model: ModelRow, row: MeasurementRow) -> tuple[Cell, ...]:
         num(words.number(row.p90_ms, missing="not measured")),
         num(words.number(row.min_ms, missing="not measured")),
         num(words.number(row.wall_median_ms, missing="not measured")),
+        num(words.number(row.reference_ratio)),
         num(f"{row.samples:,}"),
         Cell(f"line {row.line}", title=row.file),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mobilekit.reports import _words as words
 from mobilekit.reports._blocks import (
     Bar,
@@ -135,7 +137,8 @@ def findings(report: Report) -> Section:
         reason = "No budget line was judged." if words.asked(report.budget) else "No budget was given."
         return Section("budget", title, (Text(reason, "quiet"),))
     heads = ("Item", "Limit", "Found", "90 % interval", "Judgement", "Note")
-    return Section("budget", title, (table(heads, [_finding(f) for f in report.findings], key="one figure"),))
+    told = table(heads, [_finding(f) for f in report.findings], key="one figure")
+    return Section("budget", title, (replace(told, listed=True),))
 
 
 def _finding(finding: Finding) -> tuple[Cell, ...]:
