@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from mobilekit.reports import _words as words
 from mobilekit.reports._blocks import Block, Cell, Fold, Section, Table, Text, Tone, num, table
@@ -103,8 +104,8 @@ SAID_ONCE = {2: "origin {}", 3: "threads: {}", 4: "{} time"}
 """Columns that are named in the caption where all rows hold the same."""
 EXPLAINED = "Of several sessions: the lowest and the highest of their figures; the samples of all of them."
 OVER_REFERENCE = (
-    "Over reference: CPU time over that of a 512 x 512 x 512 float32 matrix product in the same round; a dash: none was "
-    "timed."
+    "Over reference: CPU time over that of a 512 x 512 x 512 float32 matrix product in the same round; a dash: none "
+    "was timed."
 )
 
 
@@ -169,12 +170,8 @@ def _beside(groups: list[Rows]) -> list[Block]:
         "First run (ms)": lambda rows: _span([row.first_run_ms for row in rows], words.DASH),
         "Peak memory (MB)": lambda rows: _span([row.peak_memory_mb for row in rows], words.DASH),
         "Energy of a run (mJ)": lambda rows: _span([row.energy_mj for row in rows], words.DASH),
-        "Instructions of a run": lambda rows: next(
-            (words.count_of(row.instructions) for row in rows if row.instructions is not None), words.DASH
-        ),
-        "Parity on the device": lambda rows: next(
-            (_compared(row.parity) for row in rows if row.parity), "not measured"
-        ),
+        "Instructions of a run": lambda rows: _first([row.instructions for row in rows], words.count_of),
+        "Parity on the device": lambda rows: _first([row.parity for row in rows], _compared),
     }
     cells = {name: [figure([row for _, row in group]) for group in groups] for name, figure in columns.items()}
     known = [name for name, column in cells.items() if any(text != words.DASH for text in column)]
@@ -189,6 +186,14 @@ def _beside(groups: list[Rows]) -> list[Block]:
     if known and absent:
         blocks.append(Text(f"Not measured on any device: {words.listed(absent)}.", "quiet"))
     return blocks
+
+
+T = TypeVar("T")
+
+
+def _first(values: Sequence[T | None], told: Callable[[T], str]) -> str:
+    """What is the same in every session, from the first that has it."""
+    return next((told(value) for value in values if value is not None), words.DASH)
 
 
 def _compared(parity: Parity) -> str:

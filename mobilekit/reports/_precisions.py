@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 from mobilekit.reports import _words as words
 from mobilekit.reports._blocks import Block, Cell, Fold, Map, Section, Spot, Text, table
@@ -10,7 +11,7 @@ from mobilekit.types import ModelRow, Precision, PrecisionRow, Report
 
 SIGNS: dict[Precision, str] = {"int8": "8", "fp16": "16", "fp32": "32"}
 ROWS = 12
-"""Of the map; a network with more parts than that is drawn in one."""
+"""Of the map, at most; a network of other parts is drawn in one."""
 MOST_SPOTS = 3000
 
 
@@ -37,18 +38,18 @@ def precisions(report: Report) -> Section:
 
 
 def _parts(rows: tuple[PrecisionRow, ...]) -> tuple[tuple[str, tuple[Spot, ...]], ...]:
-    """Consecutive operators of one top-level module are a row, unless these are too many."""
-    found: list[tuple[str, list[Spot]]] = []
-    for row in rows:
-        part = row.name.partition(".")[0]
-        spot = Spot(row.precision, f"{row.name} ({words.spaced(row.kind)}): {row.precision}")
-        if found and found[-1][0] == part:
-            found[-1][1].append(spot)
-        else:
-            found.append((part, [spot]))
-    if len(found) > ROWS:
-        found = [("", [spot for _, spots in found for spot in spots])]
-    return tuple((part, tuple(spots)) for part, spots in found)
+    """Consecutive operators of one module are a row: of modules so far up that there are a few rows."""
+    found = [_together(rows, depth) for depth in (1, 2, 3)]
+    return next((parts for parts in found if 3 <= len(parts) <= ROWS), (("", tuple(map(_spot, rows))),))
+
+
+def _together(rows: tuple[PrecisionRow, ...], depth: int) -> tuple[tuple[str, tuple[Spot, ...]], ...]:
+    parts = groupby(rows, key=lambda row: ".".join(row.name.split(".")[:depth]))
+    return tuple((part, tuple(map(_spot, inside))) for part, inside in parts)
+
+
+def _spot(row: PrecisionRow) -> Spot:
+    return Spot(row.precision, f"{row.name} ({words.spaced(row.kind)}): {row.precision}")
 
 
 def _read_back(model: ModelRow) -> str:
