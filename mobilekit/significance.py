@@ -15,6 +15,9 @@ Sessions = Sequence[Sequence[float]]
 """Samples of each session in the order in which they were taken."""
 Verdict = Literal["faster", "slower", "no difference shown"]
 Unit = Literal["sessions", "blocks"]
+ThresholdBasis = Literal["least", "sessions", "one session", "within"]
+"""What nobody needs to know; how well sessions repeat; what is taken where there are too few to see that; how restless
+the machine was within one."""
 
 LEVEL = 0.9
 """Of the interval."""
@@ -24,8 +27,8 @@ LEAST_SESSIONS = 4
 """On both sides, for a test over sessions: of fewer, no arrangement of ranks is rarer than ALPHA."""
 MOST_BLOCKS = 20
 """Of one session."""
-BLOCK_TIMES = 4.0
-"""Length of a block in autocorrelation times: medians of neighbouring blocks then hardly know of each other."""
+BLOCK_TIMES = 2.0
+"""Length of a block in autocorrelation times: medians of neighbouring blocks then share little."""
 LEAST_DIFFERENCE = 0.02
 """What nobody needs to know, and what the layout of a process's memory alone can do."""
 ONE_SESSION = 0.1
@@ -50,7 +53,7 @@ class Judgement:
     """How many medians were ranked on either side."""
     threshold: float
     """Relative difference below which nothing is said."""
-    threshold_basis: Literal["least", "sessions", "one session"]
+    threshold_basis: ThresholdBasis
 
     @property
     def verdict(self) -> Verdict:
@@ -168,14 +171,28 @@ def autocorrelation_time(samples: Sequence[float] | np.ndarray) -> float:
 # ---------------------------------------------------------------- what counts as a difference
 
 
-def _threshold(
-    first: list[np.ndarray], second: list[np.ndarray]
-) -> tuple[float, Literal["least", "sessions", "one session"]]:
-    """The critical difference of the sessions' medians, where there are enough of them to know it."""
-    logs = [np.log([max(float(np.median(s)), 1e-12) for s in side]) for side in (first, second)]
-    freedom = sum(len(side) - 1 for side in logs)
-    spread = math.sqrt(sum(float(((side - side.mean()) ** 2).sum()) for side in logs) / freedom) if freedom else 0.0
-    critical = math.expm1(REPEATABILITY * spread * math.sqrt(sum(1 / len(side) for side in logs)))
-    if min(len(side) for side in logs) < LEAST_SESSIONS:
-        return max(ONE_SESSION, critical), "one session" if critical <= ONE_SESSION else "sessions"
-    return max(LEAST_DIFFERENCE, critical), "least" if critical <= LEAST_DIFFERENCE else "sessions"
+def _threshold(first: list[np.ndarray], second: list[np.ndarray]) -> tuple[float, ThresholdBasis]:
+    """The critical difference of the sessions' medians, where there are enough of them to know it.
+
+    Of fewer, what the machine did within a session may be all that sets it apart from the next one: the quartiles of
+    the more restless side have to be closer to each other than the two medians are.
+    """
+    medians = [np.log([max(float(np.median(s)), 1e-12) for s in side]) for side in (first, second)]
+    freedom = sum(len(side) - 1 for side in medians)
+    squares = sum(float(((side - side.mean()) ** 2).sum()) for side in medians)
+    spread = math.sqrt(squares / freedom) if freedom else 0.0
+    known: dict[ThresholdBasis, float] = {
+        "sessions": math.expm1(REPEATABILITY * spread * math.sqrt(sum(1 / len(side) for side in medians)))
+    }
+    if min(len(side) for side in medians) < LEAST_SESSIONS:
+        known |= {"one session": ONE_SESSION, "within": max(_restlessness(side) for side in (first, second))}
+    else:
+        known["least"] = LEAST_DIFFERENCE
+    basis = max(known, key=lambda name: known[name])
+    return known[basis], basis
+
+
+def _restlessness(sessions: list[np.ndarray]) -> float:
+    """How far the upper quartile of all samples lies above the lower one."""
+    low, high = np.percentile(np.concatenate(sessions), [25, 75])
+    return float(high / low) - 1 if low > 0 else math.inf

@@ -12,6 +12,7 @@ Told = dict[str, str | None]
 _THRESHOLD = {
     "least": "and less than {:.0%} is not called a difference",
     "sessions": "and these sessions repeat to {:.1%} only",
+    "within": "and in too few sessions to see how well they repeat, the quartiles of one are {:.1%} apart",
     "one session": "and in too few sessions to see how well they repeat, less than {:.0%} is not called a difference",
 }
 

@@ -42,8 +42,9 @@ class RatioTest(Value):
     units: tuple[int, int]
     threshold: float
     """Relative difference below which none is shown."""
-    threshold_basis: Literal["least", "sessions", "one session"]
-    """What nobody needs to know; how well the sessions repeat; what is taken where there are too few of them."""
+    threshold_basis: Literal["least", "sessions", "one session", "within"]
+    """What nobody needs to know; how well sessions repeat; what is taken where there are too few to see that; how
+    restless the machine was within one."""
     verdict: Literal["faster", "slower", "no difference shown"]
 
 
