@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mobilekit.cli import doctor, packing, profiles, sweep
+from mobilekit.cli import doctor, packing, profiles, reports, sweep
 from mobilekit.cli.jobs import app
 from mobilekit.cli.terminal import errors
 from mobilekit.errors import MobilekitError
@@ -19,6 +19,7 @@ app.command()(packing.pack)
 app.command()(packing.unpack)
 app.command()(sweep.sweep)
 app.add_typer(profiles.app, name="profile")
+app.add_typer(reports.app, name="report")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, report, import."""
+"""The commands of the job: plan, demo, apply, export, measure, import."""
 
 from __future__ import annotations
 
@@ -217,21 +217,6 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
 
 
 app.command()(measuring.measure)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a plan.")],
-    open_it: Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")] = False,
-) -> None:
-    """Write the report again from report.json."""
-    from mobilekit import pipeline
-
-    pipeline.rerender(folder)
-    page = (folder / "report.html").resolve()
-    print(page)
-    if open_it:
-        typer.launch(page.as_uri())
 
 
 @app.command("import")

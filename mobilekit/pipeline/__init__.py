@@ -12,6 +12,7 @@ from mobilekit import exportable, registry
 from mobilekit.cost.published import Selection
 from mobilekit.errors import MobilekitError
 from mobilekit.pipeline import exporting, summary
+from mobilekit.pipeline.comparing import compare_results
 from mobilekit.pipeline.exporting import Order, export_workload
 from mobilekit.pipeline.fitting import FitSummary, fit_profile
 from mobilekit.pipeline.health import examine, install_emulator
@@ -50,6 +51,7 @@ __all__ = [
     "apply",
     "build",
     "build_profile",
+    "compare_results",
     "draw_steps",
     "examine",
     "export",

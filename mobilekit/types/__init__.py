@@ -1,5 +1,6 @@
 """The nouns of mobilekit: frozen, validated values that every room hands to the next."""
 
+from mobilekit.types.comparison import ComparedPair, ComparedResults, Difference, RatioTest, TimedSide
 from mobilekit.types.device import (
     Battery,
     Cluster,
@@ -100,6 +101,8 @@ __all__ = [
     "ChannelGroup",
     "ChosenOption",
     "Cluster",
+    "ComparedPair",
+    "ComparedResults",
     "Cores",
     "CostTable",
     "DeviceInfo",
@@ -107,6 +110,7 @@ __all__ = [
     "DeviceRow",
     "DeviceSettings",
     "DeviceState",
+    "Difference",
     "Estimate",
     "ExportJob",
     "ExportOptions",
@@ -152,6 +156,7 @@ __all__ = [
     "Provenance",
     "QuantSpec",
     "Range",
+    "RatioTest",
     "RejectedOption",
     "Report",
     "Round",
@@ -165,6 +170,7 @@ __all__ = [
     "Target",
     "TensorData",
     "TensorSpec",
+    "TimedSide",
     "Together",
     "Untraced",
     "Validation",
