@@ -36,6 +36,7 @@ class Adb:
     'adb:127.0.0.1:5555'
     """
 
+    takes: tuple[str, ...] = ("runner",)
     folder = "/data/local/tmp/mobilekit"
     """On the device; all of ours is in there."""
 
