@@ -166,16 +166,13 @@ class Running:
         self.process = process
         self._kept = (bytearray(), bytearray())
         streams = zip((process.stdout, process.stderr), self._kept, strict=True)
-        self._readers = [asyncio.create_task(_drain(stream, kept)) for stream, kept in streams]
+        self._work = [asyncio.create_task(_drain(stream, kept)) for stream, kept in streams]
+        self._work.append(asyncio.create_task(process.wait_closed()))
 
     async def wait(self, seconds: float) -> bool:
         """Whether it ended, or was lost, within so many seconds."""
-        ended = asyncio.gather(*self._readers, self.process.wait_closed())
-        try:
-            await asyncio.wait_for(ended, seconds)
-        except TimeoutError:
-            return False
-        return True
+        _, pending = await asyncio.wait(self._work, timeout=seconds)
+        return not pending
 
     @property
     def code(self) -> int | None:
@@ -198,12 +195,11 @@ class Running:
             with contextlib.suppress(OSError):  # its connection is gone
                 self.process.stdin.write_eof()
                 self.process.kill()
-            with contextlib.suppress(TimeoutError, OSError):
-                await asyncio.wait_for(self.process.wait_closed(), END_SECONDS)
+            await self.wait(END_SECONDS)
         self.process.close()
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
 
 
 async def _drain(stream: asyncssh.SSHReader[bytes], kept: bytearray) -> None:

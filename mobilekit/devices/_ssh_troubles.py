@@ -9,6 +9,8 @@ from mobilekit.devices._ssh_address import Address
 from mobilekit.errors import first_line, one_line
 
 NO_CLIENT = Trouble("devices behind ssh need the package asyncssh", "pip install 'mobilekit[ssh]'")
+LEAST_ROOM = 16384
+"""Bytes that a folder and a small file take."""
 
 
 class LostError(DeviceError):
@@ -80,15 +82,18 @@ def storage(error: Exception, address: Address, free: int | None = None, needed:
             "give that folder and the home folder to the user that measures (`chown`), or log in as another one",
         )
     full = isinstance(error, (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded))
-    if full or (free is not None and free < needed):
-        room = "" if free is None else f": {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+    if full or (free is not None and free < max(needed, LEAST_ROOM)):
+        room = "" if free is None else f": {needed / 1e6:.2f} MB are needed, {free / 1e6:.2f} MB are free"
         return Trouble(f"the disk of {where} is full{room}", "free some space in the home folder there")
     if isinstance(error, asyncssh.SFTPFailure) and needed:
         return Trouble(
-            f"{where} did not take a file of {needed / 1e6:.1f} MB ({said}): its disk, a quota or a limit is used up",
+            f"{where} did not take a file of {needed / 1e6:.2f} MB ({said}): its disk, a quota or a limit is used up",
             "free some space in the home folder there, or raise the user's quota (`quota`, `ulimit -f`)",
         )
-    return Trouble(f"files of {where} cannot be used: {said}", "check ~/.cache/mobilekit in the home folder there")
+    return Trouble(
+        f"{where} cannot keep files in ~/.cache/mobilekit: {said}",
+        "make sure that this is a folder there which the user may write to, or remove it",
+    )
 
 
 def _unreachable(error: Exception, address: Address) -> Trouble:
