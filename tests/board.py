@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -121,7 +122,8 @@ class Board:
     def stop(self) -> None:
         if self.sshd is not None:
             for pid in self.sessions():
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.sshd.kill()
             self.sshd.wait()
             self.sshd = None

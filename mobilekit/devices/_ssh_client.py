@@ -87,12 +87,14 @@ class Client:
         if self._connection is not None and not self._connection.is_closed():
             return
         await self.close()
-        self._connection = await connect(self.address)
+        connection = self._connection = await connect(self.address)
         try:
-            with self.told():
-                self._files = await self._connection.start_sftp_client()
-        except BaseException:
+            self._files = await connection.start_sftp_client()
+        except BaseException as error:
+            silent = connection.is_closed()
             await self.close()
+            if isinstance(error, Exception):
+                raise _ssh_troubles.no_files(error, self.address, silent) from error
             raise
 
     async def close(self) -> None:
@@ -223,9 +225,10 @@ async def connect(address: Address) -> asyncssh.SSHClientConnection:
     try:
         options = await asyncssh.SSHClientConnectionOptions.construct(host=address.host, **account)
         files = options.known_hosts if isinstance(options.known_hosts, list) and options.known_hosts else KNOWN_HOSTS
+        hosts = _known_hosts(files)
 
         def trusted(host: str, peer: str, port: int | None) -> Any:
-            found = asyncssh.match_known_hosts(_readable(files), host, peer, port)
+            found = asyncssh.match_known_hosts(hosts, host, peer, port)
             known[0] = bool(found[0])
             return found
 
@@ -242,11 +245,19 @@ async def connect(address: Address) -> asyncssh.SSHClientConnection:
         )
     except asyncssh.HostKeyNotVerifiable as error:
         raise DeviceError(_ssh_troubles.host_key(address, known[0], str(error))) from error
+    except DeviceError:
+        raise
     except Exception as error:
         raise _ssh_troubles.of(error, address, connected=False) from error
 
 
-def _readable(files: Sequence[str]) -> Any:
-    """Those of the files that can be read, as asyncssh takes them: nothing is trusted where there is none."""
+def _known_hosts(files: Sequence[str]) -> asyncssh.SSHKnownHosts:
+    """What those of the files hold that can be read; nothing is trusted where there is none. Raises DeviceError."""
+    import asyncssh
+
     paths = [str(Path(file).expanduser()) for file in files]
-    return [path for path in paths if os.path.isfile(path) and os.access(path, os.R_OK)] or b""
+    try:
+        return asyncssh.read_known_hosts([path for path in paths if os.path.isfile(path) and os.access(path, os.R_OK)])
+    except ValueError as error:
+        trouble = Trouble(f"your list of known hosts cannot be read: {error}", "remove that line from the file")
+        raise DeviceError(trouble) from error

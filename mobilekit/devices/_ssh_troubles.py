@@ -59,12 +59,32 @@ def of(error: Exception, address: Address, connected: bool = True) -> DeviceErro
     return DeviceError(_unreachable(error, address))
 
 
-def _no_channel(error: Exception, address: Address) -> Trouble:
-    if "subsystem" in str(error).lower() or "session request failed" in str(error).lower():
-        return Trouble(
-            f"{address.account} cannot take files: its ssh server has no sftp",
-            "install sftp there (Debian: openssh-sftp-server; OpenWrt: opkg install openssh-sftp-server)",
+def no_files(error: Exception, address: Address, silent: bool) -> DeviceError:
+    """Why files cannot be copied over a connection that stands; `silent`: it does not stand any more."""
+    import asyncssh
+
+    said = one_line(first_line(error), 150)
+    if silent:
+        return LostError(lost(address))
+    if isinstance(error, asyncssh.ChannelOpenError) and "session request failed" not in said.lower():
+        return DeviceError(_no_channel(error, address))
+    if isinstance(error, asyncssh.SFTPError) and not isinstance(error, asyncssh.SFTPConnectionLost):
+        return DeviceError(
+            Trouble(
+                f"{address.account} prints something when a session begins, which spoils the copying of files ({said})",
+                f"let its ~/.bashrc print nothing: `{address.command('ssh')} true` has to be silent",
+            )
         )
+    return DeviceError(
+        Trouble(
+            f"{address.account} takes no files: its ssh server has no sftp, or its login shell ends at once ({said})",
+            "install sftp there (Debian: openssh-sftp-server), and see whether "
+            f"`{address.command('ssh')} true` ends without an error",
+        )
+    )
+
+
+def _no_channel(error: Exception, address: Address) -> Trouble:
     return Trouble(
         f"{address.account} refused to open a session: {one_line(first_line(error), 150)}",
         "end other sessions there, or raise MaxSessions in its sshd_config",
