@@ -104,7 +104,10 @@ def test_further_devices_measure_the_final_files(tiny: Path, quick: None, boards
     for measurement in main.measurements:
         stored = json.loads(lines[measurement.line - 1])
         assert (stored["device"], stored["sha256"]) == (measurement.device, main.sha256)
-    (failure,) = [f for f in report.failures if f.subject == "board:lost"]
+    assert {m.device for m in main.measurements if m.parity is not None} == {"host", "board:1", "board:2"}
+    assert all(m.parity.sqnr_db > 20 for m in main.measurements if m.parity is not None)  # type: ignore[operator]
+    (failure,) = [f for f in report.failures if f.stage == "measure"]
+    assert failure.subject == "board:lost"
     assert failure.message == "it does not answer"
 
     again = Request(str(tiny), "host", Budget(speedup=1.2), "onnx", train=False, devices=("board:1", "board:3"))

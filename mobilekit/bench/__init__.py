@@ -1,8 +1,8 @@
 """The measuring protocol: what is asked of a device, what its raw samples say, and how far they can be trusted."""
 
 from mobilekit.bench.advice import FEW_ROUNDS, warning_of_spread, warnings_about
-from mobilekit.bench.comparison import LEVEL, SESSION, Comparison, Repeats, compare, repeat
-from mobilekit.bench.figures import Clock, median_ms, min_ms, p90_ms, reference_ratio, row, samples_ms
+from mobilekit.bench.comparison import LEVEL, SESSION, Comparison, Repeats, compare, joined, repeat
+from mobilekit.bench.figures import Clock, clock_of, median_ms, min_ms, p90_ms, reference_ratio, row, samples_ms
 from mobilekit.bench.protocol import COMPARE, COOL_SECONDS, FILES, MEASURE, MLPERF, Settings, measure
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "Comparison",
     "Repeats",
     "Settings",
+    "clock_of",
     "compare",
+    "joined",
     "measure",
     "median_ms",
     "min_ms",

@@ -11,8 +11,13 @@ Clock = Literal["cpu", "wall"]
 
 
 def samples_ms(measurement: Measurement, clock: Clock = "cpu") -> tuple[float, ...]:
-    """The raw samples on a clock, milliseconds."""
-    return measurement.cpu_samples_ms if clock == "cpu" else measurement.samples_ms
+    """The raw samples on a clock, milliseconds; wall time where no CPU time was taken."""
+    return measurement.cpu_samples_ms if clock_of(measurement, clock) == "cpu" else measurement.samples_ms
+
+
+def clock_of(measurement: Measurement, clock: Clock = "cpu") -> Clock:
+    """The clock that its figures are on: a phone's program may not take CPU times."""
+    return clock if measurement.cpu_samples_ms else "wall"
 
 
 def median_ms(measurement: Measurement, clock: Clock = "cpu") -> float:
@@ -45,7 +50,7 @@ def row(measurement: Measurement, clock: Clock, line: int) -> MeasurementRow:
 
     One without CPU times is shown at wall time, and one that was not timed, as on an emulator, without medians.
     """
-    clock = clock if measurement.cpu_samples_ms else "wall"
+    clock = clock_of(measurement, clock)
     timed = bool(samples_ms(measurement, clock))
     return MeasurementRow(
         device=measurement.device,

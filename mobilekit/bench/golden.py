@@ -13,7 +13,7 @@ import numpy as np
 
 from mobilekit import documents, manifest
 from mobilekit.errors import BadInputError
-from mobilekit.types import ManifestModel, Parity, TensorData, TensorSpec
+from mobilekit.types import ManifestModel, Measurement, Parity, TensorData, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,23 @@ def write(vectors: Vectors, folder: Path, stem: str) -> tuple[str, ...]:
         path.write_bytes(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
         paths.append(str(path))
     return tuple(paths)
+
+
+def compared(vectors: Vectors, measurement: Measurement) -> tuple[Measurement, str | None]:
+    """The measurement with the parity of the outputs that came with it, and what is wrong with them, in words.
+
+    One that was compared on the device already is left as it is.
+    """
+    if measurement.parity is not None:
+        return measurement, None
+    if not measurement.outputs:
+        return measurement, f"{measurement.device} returned no outputs to compare"
+    bare = measurement.model_copy(update={"outputs": ()})
+    try:
+        parity = judged(vectors, measurement.outputs)
+    except BadInputError as error:
+        return bare, str(error)
+    return bare.model_copy(update={"parity": parity}), excess(vectors, parity)
 
 
 def judged(vectors: Vectors, outputs: Sequence[TensorData]) -> Parity:

@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, report, import, doctor."""
+"""The commands of the job: plan, demo, apply, export, measure, import."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mobilekit.cli import measuring
 from mobilekit.cli.terminal import (
+    CoolTo,
     Devices,
     DeviceSpec,
     JsonFlag,
@@ -64,6 +65,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
     devices: Devices = None,
     runner: Runner = None,
     wheels: Wheels = None,
+    cool_to: CoolTo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: predicted, nothing measured.")] = False,
     no_train: Annotated[bool, typer.Option("--no-train", help="Do not fine-tune.")] = False,
     pareto: Annotated[
@@ -104,6 +106,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options are the contract
         seed,
         settings=device_settings(runner, wheels),
         devices=listed(devices),
+        cool_to_c=cool_to,
         train=not no_train,
         pareto=pareto,
     )
@@ -216,21 +219,6 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
 app.command()(measuring.measure)
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a plan.")],
-    open_it: Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")] = False,
-) -> None:
-    """Write the report again from report.json."""
-    from mobilekit import pipeline
-
-    pipeline.rerender(folder)
-    page = (folder / "report.html").resolve()
-    print(page)
-    if open_it:
-        typer.launch(page.as_uri())
-
-
 @app.command("import")
 def import_(
     result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result that the phone app shared.")],
@@ -249,21 +237,6 @@ def import_(
     print(f"{made.model} on {row.device} ({row.origin}): {said}")
     print(f"  {row.samples} runs, line {row.line} of {row.file}")
     print(f"report: {Path(made.report).resolve() if made.report else 'none in this folder'}")
-
-
-@app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """What this machine can export, run and measure, and what to install."""
-    from mobilekit import pipeline
-
-    rows = pipeline.abilities()
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table("what", "state", "how to get it", box=None)
-    for row in rows:
-        table.add_row(row["what"], row["state"], row["remedy"])
-    documents().print(table)
 
 
 # ---------------------------------------------------------------- what they print

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from mobilekit.cli.terminal import JsonFlag, documents, errors, figure
+from mobilekit.cli.terminal import (
+    CoolTo,
+    DeviceSpec,
+    JsonFlag,
+    Runner,
+    Wheels,
+    device_settings,
+    documents,
+    errors,
+    figure,
+    listed,
+)
 from mobilekit.errors import BadInputError
 from mobilekit.types import Cores, Measurement
 
@@ -22,7 +33,12 @@ CORES: dict[str, Cores] = {"any": "any", "big": "big", "little": "little"}
 
 def measure(  # noqa: PLR0913, PLR0917 -- the options are the contract
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A model file, or a folder that holds some.")],
-    device: Annotated[str, typer.Option("--device", help="Where to measure: host.")] = "host",
+    device: DeviceSpec = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="Several devices, commas between: all at the same time.")
+    ] = None,
+    runner: Runner = None,
+    wheels: Wheels = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[
         int | None, typer.Option("--runs", min=1, help="Most rounds [default: at least 50, and 5 s].")
@@ -35,9 +51,7 @@ def measure(  # noqa: PLR0913, PLR0917 -- the options are the contract
         int, typer.Option("--repeat", min=1, help="Measure so many times, and say how well the figures repeat.")
     ] = 1,
     cores: Annotated[str, typer.Option("--cores", help="Cluster of CPUs: any, big or little.")] = "any",
-    cool_to: Annotated[
-        float | None, typer.Option("--cool-to", metavar="C", help="First wait until it is no hotter, at most 5 min.")
-    ] = None,
+    cool_to: CoolTo = None,
     one_by_one: Annotated[
         bool, typer.Option("--one-by-one", help="Each file in a process of its own, with time to cool down between.")
     ] = False,
@@ -50,12 +64,17 @@ def measure(  # noqa: PLR0913, PLR0917 -- the options are the contract
     if cores not in CORES:
         raise BadInputError(f"--cores is any, big or little, not '{cores}'")
 
-    from mobilekit import pipeline
+    if device is not None and devices is not None:
+        raise BadInputError("give --device or --devices, not both")
 
+    from mobilekit import pipeline, registry
+
+    specs = listed(devices) or (device or "host",)
+    chosen = registry.devices(specs, device_settings(runner, wheels))
     timing = pipeline.Timing(
         threads, runs, mlperf, repeat, CORES[cores], cool_to, one_by_one, baseline, parity
     )  # fmt: skip
-    found = pipeline.measure_files([path], device, timing)
+    found = pipeline.measure_files([path], chosen, timing)
     if as_json:
         names = ("measurements", "failures", "warnings", "ratios", "repeats")
         print(json.dumps({name: [value.model_dump(mode="json") for value in getattr(found, name)] for name in names}))
@@ -80,18 +99,23 @@ def _tables(found: Measured) -> Iterator[Table]:
         rows.add_row(*_cells(measurement))
     yield rows
     if found.ratios:
-        rows = Table("file", "time to the baseline's", "90 % interval", "baseline", "sessions", box=None)
+        rows = Table("file", "device", "time to the baseline's", "90 % interval", "baseline", "sessions", box=None)
         for ratio in found.ratios:
             low, high = ratio.interval
             rows.add_row(
-                ratio.model, f"{ratio.ratio:.3f}", f"{low:.3f} to {high:.3f}", ratio.baseline, str(ratio.sessions)
+                ratio.model,
+                ratio.device,
+                f"{ratio.ratio:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                ratio.baseline,
+                str(ratio.sessions),
             )
         yield rows
     if found.repeats:
-        rows = Table("file", "medians ms", "spread", "ratios", "spread", "to", box=None)
+        rows = Table("file", "device", "medians ms", "spread", "ratios", "spread", "to", box=None)
         for row in found.repeats:
             rows.add_row(
-                row.model, " ".join(f"{ms:.3f}" for ms in row.medians_ms), f"{row.median_spread:.1%}",
+                row.model, row.device, " ".join(f"{ms:.3f}" for ms in row.medians_ms), f"{row.median_spread:.1%}",
                 " ".join(f"{ratio:.3f}" for ratio in row.ratios),
                 "" if row.ratio_spread is None else f"{row.ratio_spread:.1%}", row.beside if row.ratios else "",
             )  # fmt: skip

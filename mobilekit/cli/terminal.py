@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 errors = Console(stderr=True, highlight=False)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder [default: mobilekit-out/WORKLOAD].")]
-DeviceSpec = Annotated[str | None, typer.Option("--device", help="Where to measure: host, ssh:USER@HOST, adb:SERIAL.")]
+DeviceSpec = Annotated[str | None, typer.Option("--device", help="Where to measure: host, ssh:USER@HOST, adb, ...")]
 Devices = Annotated[
     str | None, typer.Option("--devices", help="More devices, commas between: they measure the final files.")
+]
+CoolTo = Annotated[
+    float | None, typer.Option("--cool-to", metavar="C", help="First wait until it is no hotter, at most 5 min.")
 ]
 Runner = Annotated[
     str | None, typer.Option("--runner", help="Program that measures on the device, in place of mobilekit's script.")

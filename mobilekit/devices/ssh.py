@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import weakref
 
 from mobilekit.devices import _facts, _session, _ssh_address
@@ -31,6 +32,13 @@ class Ssh:
     def visible(cls) -> list[str]:
         """None: a network is not searched for boards."""
         return []
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """What to install where the ssh client is missing."""
+        if importlib.util.find_spec("asyncssh") is None:
+            return "asyncssh is not installed: pip install 'mobilekit[ssh]'"
+        return None
 
     def info(self) -> DeviceInfo:
         """What the board is. Raises DeviceError where it cannot be asked."""

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from mobilekit.errors import MobilekitError, StorageError
 from mobilekit.interfaces import Device
-from mobilekit.pipeline.run import Run, bench_model
-from mobilekit.pipeline.shipping import FinalRuns, Shipped, measured_files, result_of
-from mobilekit.types import DeviceInfo, Value
+from mobilekit.pipeline.run import Recorded, Run
+from mobilekit.pipeline.shipping import FinalRuns, Shipped, compared_files, measured_files, result_of
+from mobilekit.types import DeviceInfo, ExportedModel, Value
 
 
 class FurtherRuns(Value):
@@ -53,9 +53,9 @@ def _measured(run: Run, device: Device, shipped: list[Shipped]) -> FurtherRuns:
     info = device.info()
     run = replace(run, info=info)
     models = [s.model for s in shipped]
-    if info.origin == "emulator":
-        return FurtherRuns(device=device.name, info=info, final=_untimed(run, shipped))
     known = [model for model in models if not info.versions or model.runtime in info.versions]
+    if info.origin == "emulator":
+        return FurtherRuns(device=device.name, info=info, final=_untimed(run, known))
     result = result_of(run, known)
     if result is None:
         wanted = run.job.runtime.name
@@ -63,15 +63,14 @@ def _measured(run: Run, device: Device, shipped: list[Shipped]) -> FurtherRuns:
     return FurtherRuns(device=device.name, info=info, final=measured_files(run, result, known))
 
 
-def _untimed(run: Run, shipped: Sequence[Shipped]) -> FinalRuns:
+def _untimed(run: Run, models: Sequence[ExportedModel]) -> FinalRuns:
     """What an emulator says of the files: not how long they take. One that does not run there costs only itself."""
-    others = {}
-    for model in (s.model for s in shipped):
+    others: dict[str, Recorded] = {}
+    for model in models:
         try:
-            (found,) = run.measure([bench_model(model.path, run.store.path(model.path), model.runtime)])
+            others |= compared_files(run, [model])
         except StorageError:
             raise
         except MobilekitError:  # its failure is kept
             continue
-        others[model.path] = found
     return FinalRuns(others=others)

@@ -143,6 +143,16 @@ def _original(run: Run, network: Network, *, dry: bool) -> Baseline:
     )
 
 
+def judged_by(run: Run, base: Baseline) -> Run:
+    """The run, judged on wall time where the device takes no CPU times."""
+    if base.float_run is None:
+        return run
+    request = run.job.request
+    clock = bench.clock_of(base.float_run.measurement, request.budget.clock)
+    budget = request.budget.model_copy(update={"clock": clock})
+    return replace(run, job=replace(run.job, request=replace(request, budget=budget)))
+
+
 def _file_damage(run: Run, path: Path) -> float:
     """Divergence of an exported file from the original module on calibration inputs, by running the file."""
     inputs = torch.cat(run.job.workload.calibration)[:MOST_SAMPLES]

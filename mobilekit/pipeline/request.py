@@ -33,6 +33,8 @@ class Request:
     """What the user says about the device, and about `devices`."""
     devices: tuple[str, ...] = ()
     """Further devices that measure the final files."""
+    cool_to_c: float | None = None
+    """Every measurement waits until the device is no hotter, at most five minutes; None: it does not wait."""
     train: bool = True
     train_seconds: float = DEFAULT_TRAIN_SECONDS
     """For all trainings of the run together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -76,12 +76,22 @@ class Run:
             else:
                 runtime.export(export_job(candidate, precision, path, of_workload(workload), self.export_options))
 
-    def measure(self, models: Sequence[BenchModel], **settings: Unpack[bench.Settings]) -> list[Recorded]:
-        """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run."""
+    def measure(
+        self,
+        models: Sequence[BenchModel],
+        checked: Callable[[Measurement], Measurement] = lambda measurement: measurement,
+        **settings: Unpack[bench.Settings],
+    ) -> list[Recorded]:
+        """Time models in turn and keep the raw samples. Raises MobilekitError when one of them does not run.
+
+        `checked` sees each measurement before it is kept.
+        """
         device = self.job.device
         if device is None:
             raise UnsupportedError("no device was given to measure on")
         protocol: bench.Settings = {**bench.COMPARE, **settings}
+        if self.job.request.cool_to_c is not None:
+            protocol |= {"cool_to_c": self.job.request.cool_to_c, "cool_seconds": bench.COOL_SECONDS}
         result = bench.measure(device, models, **protocol)
         for failure in result.failures:
             self.stages.fail(failure)
@@ -89,7 +99,8 @@ class Run:
             first = result.failures[0] if result.failures else None
             reason = f"{first.subject}: {first.message} ({first.remedy})" if first else "the device sent no samples"
             raise MobilekitError(f"{device.name} could not measure every model: {reason}")
-        return [Recorded(measurement=m, line=self.store.append("measurements.jsonl", m)) for m in result.measurements]
+        kept = [checked(measurement) for measurement in result.measurements]
+        return [Recorded(measurement=m, line=self.store.append("measurements.jsonl", m)) for m in kept]
 
     def fail(self, stage: str, subject: str, error: MobilekitError, remedy: str) -> None:
         """A failure that the run survives."""

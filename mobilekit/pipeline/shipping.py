@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from mobilekit import manifest, registry
+from mobilekit.bench import golden
 from mobilekit.cost.work import QUANTISED
 from mobilekit.drift import Fall, first_fall
 from mobilekit.errors import MobilekitError, StorageError
@@ -19,12 +21,23 @@ from mobilekit.evaluate import SessionModule, accuracy, file_parity, named_resul
 from mobilekit.exportable import Exportable, of_workload
 from mobilekit.files import disk
 from mobilekit.interfaces import Runtime
+from mobilekit.pipeline.measuring import PARITY, WRONG_OUTPUTS
 from mobilekit.pipeline.original import file_size
 from mobilekit.pipeline.paired import VERDICT, Sessions, paired, profiled
 from mobilekit.pipeline.run import Recorded, Run, bench_model, export_job, for_int8
 from mobilekit.signature import OUTPUT, input_names
 from mobilekit.store import Store
-from mobilekit.types import Candidate, ExportedModel, ExportOptions, Parity, ParityCheck, Precision, Untraced, Value
+from mobilekit.types import (
+    Candidate,
+    ExportedModel,
+    ExportOptions,
+    Measurement,
+    Parity,
+    ParityCheck,
+    Precision,
+    Untraced,
+    Value,
+)
 
 PARITY_SAMPLES = 64
 LEAST_SQNR_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
@@ -247,14 +260,11 @@ def measured_files(run: Run, result: ExportedModel, models: Sequence[ExportedMod
     path = run.store.path(result.path)
     sessions, _ = paired(run, "measure", "result", path, VERDICT)
     run.stages.progress("measure", 0.8)
-    rest = [model for model in models if model is not result]
     others: dict[str, Recorded] = {}
     kernels: tuple[Recorded, ...] = ()
     peak: float | None = None
     try:
-        if rest:
-            files = [bench_model(m.path, run.store.path(m.path), m.runtime) for m in rest]
-            others = dict(zip((m.path for m in rest), run.measure(files), strict=True))
+        others = compared_files(run, models)
         run.stages.progress("measure", 0.9)
         kernels = profiled(run, "result", path)
         if run.job.request.budget.peak_memory_mb is not None:
@@ -265,6 +275,34 @@ def measured_files(run: Run, result: ExportedModel, models: Sequence[ExportedMod
     except MobilekitError as error:
         run.fail("measure", "files beside the result", error, "measure them alone: mobilekit measure FILE")
     return FinalRuns(sessions=sessions, others=others, profiled=kernels, peak_memory_mb=peak)
+
+
+def compared_files(run: Run, models: Sequence[ExportedModel]) -> dict[str, Recorded]:
+    """The files in turn, fed the golden inputs: each with the parity of its outputs on the run's device.
+
+    Wrong outputs are a failure beside it. Raises MobilekitError where one does not run there.
+    """
+    with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+        vectors, files = {}, []
+        for number, model in enumerate(models):
+            path = run.store.path(model.path)
+            file = bench_model(model.path, path, model.runtime)
+            found = golden.of(path)
+            if found is not None:
+                vectors[str(path)] = found
+                file = file.model_copy(update={"inputs": golden.write(found, Path(folder), str(number))})
+            files.append(file)
+
+        def checked(measurement: Measurement) -> Measurement:
+            if measurement.path not in vectors:
+                return measurement
+            found, wrong = golden.compared(vectors[measurement.path], measurement)
+            if wrong is not None:
+                run.fail(PARITY, measurement.model, MobilekitError(f"{measurement.device}: {wrong}"), WRONG_OUTPUTS)
+            return found
+
+        recorded = run.measure(files, checked, return_outputs=bool(vectors))
+    return {model.path: one for model, one in zip(models, recorded, strict=True)}
 
 
 def result_of(run: Run, models: Iterable[ExportedModel]) -> ExportedModel | None:

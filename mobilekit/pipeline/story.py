@@ -67,6 +67,7 @@ def _tell(job: Job, out: Path, listener: Listener, course: Course, *, resume: bo
     run = original.priced(run)
     network = original.traced(run)
     base = original.original(run, network, dry=course.dry)
+    run = original.judged_by(run, base)
     prices = original.anchored(run, network, base)
     known = options.offered(run, prices, base, None)
 

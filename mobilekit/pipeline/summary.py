@@ -15,6 +15,7 @@ from mobilekit.errors import BadInputError
 from mobilekit.pipeline.acceptance import RoundResult
 from mobilekit.pipeline.elsewhere import FurtherRuns
 from mobilekit.pipeline.original import Baseline
+from mobilekit.pipeline.precisions import precision_rows
 from mobilekit.pipeline.rounds import planned
 from mobilekit.pipeline.run import Recorded, Run, written
 from mobilekit.pipeline.shipping import FinalRuns, Shipped, result_of
@@ -140,7 +141,8 @@ def _report(run: Run, found: Findings) -> Report:
         predicted_before=_predicted_bars(found.plan.baseline_estimate),
         predicted_after=_predicted_bars(estimate),
         samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
-        conditions=_conditions(run.job.request.budget, comparison),
+        conditions=_conditions(comparison),
+        precisions=precision_rows(found.candidate, main) if found.candidate and main else (),
         devices=tuple(_device_row(budget, further) for further in found.elsewhere),
         stages=tuple(run.stages.rows),
         failures=tuple(run.stages.failures),
@@ -292,11 +294,11 @@ def _device_row(budget: Budget, further: FurtherRuns) -> DeviceRow:
         operators_before=_measured_bars(further.final.profiled[:1]),
         operators_after=_measured_bars(further.final.profiled[1:]),
         samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
-        conditions=_conditions(budget, comparison),
+        conditions=_conditions(comparison),
     )
 
 
-def _conditions(budget: Budget, comparison: bench.Comparison | None) -> dict[str, str]:
+def _conditions(comparison: bench.Comparison | None) -> dict[str, str]:
     """How the last measurement was made, in words."""
     if comparison is None:
         return {"measurement": "none: nothing was run on a device"}
@@ -305,7 +307,7 @@ def _conditions(budget: Budget, comparison: bench.Comparison | None) -> dict[str
     return {
         "protocol": "original, result and reference matrix product in turn, one after another in every round; "
         "every session in a process of its own",
-        "clock": f"{budget.clock} time; wall time is kept beside it in measurements.jsonl",
+        "clock": f"{comparison.clock} time; wall time is kept beside it in measurements.jsonl",
         "threads": f"{first.threads}, "
         + (f"pinned to CPU {' or '.join(map(str, first.cpus))}" if first.cpus else "not pinned"),
         "rounds": f"{len(first.samples_ms)} in {len(comparison.rounds)} sessions",
