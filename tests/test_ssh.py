@@ -199,6 +199,8 @@ def test_both_runtimes_are_measured_and_nothing_stays(
     assert log.count("Accepted publickey") == 1  # one connection for everything
     (runner,) = (board.home / ".cache/mobilekit").glob("runner-*")
     assert {path.name for path in runner.glob("*.py")} == {path.name for path in _session.SCRIPTS}
+    kept = {path.name for path in (board.home / ".cache/mobilekit").iterdir()}
+    assert kept == {"jobs", runner.name}
 
 
 @devices
