@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -55,7 +56,7 @@ class Board:
         self.key("id_ed25519", self.user / ".ssh")
         shutil.copy(self.user / ".ssh" / "id_ed25519.pub", root / "authorized_keys")
         self.python(sys.executable)
-        self.extra("")
+        self.profile("")
         self.know()
         self.sshd: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +81,7 @@ class Board:
             script.write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
             script.chmod(0o755)
 
-    def extra(self, lines: str, path: str | None = None) -> None:
+    def profile(self, lines: str, path: str | None = None) -> None:
         """Lines of shell that run before every command of a session."""
         script = self.root / "session.sh"
         found = path if path is not None else f"{self.root}/bin:{self.tools()}"
@@ -121,7 +122,8 @@ class Board:
     def stop(self) -> None:
         if self.sshd is not None:
             for pid in self.sessions():
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.sshd.kill()
             self.sshd.wait()
             self.sshd = None

@@ -21,7 +21,7 @@ from mobilekit.types import BenchRequest, DeviceSettings
 
 Result = TypeVar("Result")
 
-WATCH = Path(__file__).with_name("_ssh_watch.sh")
+START, WATCH = (Path(__file__).with_name(f"_ssh_{name}.sh") for name in ("start", "watch"))
 POLL_SECONDS = 3.0
 """Between two looks at the result file: the program replaces it every two seconds."""
 MOST_POLLED = 4 * 2**20
@@ -29,6 +29,7 @@ MOST_POLLED = 4 * 2**20
 AGAIN_SECONDS = 2.0
 """After which a lost board is asked for what it still has."""
 GRACE_SECONDS = 5
+"""After the time is over here, for a program that does not end by itself."""
 ENDINGS = {"onnx": ".onnx", "tflite": ".tflite"}
 REQUEST, RESULT = "request.json", "result.json"
 
@@ -134,7 +135,7 @@ class Board:
         text = _session.request_text(request, lambda path: places[path])
         await self.folder.discard(RESULT)
         await self.folder.write(REQUEST, text.encode())
-        words = [*await self._program(timeout), f"{self.folder.path}/{REQUEST}", f"{self.folder.path}/{RESULT}"]
+        words = [*await self._program(timeout), REQUEST, RESULT]
         watch = _Watch(self.folder)
         timed_out = False
         async with self.client.started(words) as running:
@@ -149,17 +150,21 @@ class Board:
         return await self._reply(running, watch, timed_out)
 
     async def _program(self, timeout: float) -> list[str]:
-        """The words in front of the two paths."""
+        """The words in front of the two files' names."""
+        start = START.read_bytes()
         if self.runner is None:
             python = self._python or await self._python_for(set())
             scripts = {path.name: path.read_bytes() for path in _session.SCRIPTS}
-            place = await self.folder.program(f"runner-{__version__}", scripts)
-            return [python.program, f"{place}/{_session.RUNNER.name}", "--watch-stdin"]
-        name = "program.py" if self.runner.suffix == ".py" else "program"
-        contents = {name: self.runner.read_bytes(), "watch.sh": WATCH.read_bytes()}
-        place = await self.folder.program("custom", contents)
-        start = [(await _ssh_python.find(self.client)).program] if name == "program.py" else []
-        return ["sh", f"{place}/watch.sh", str(int(timeout) + GRACE_SECONDS), *start, f"{place}/{name}"]
+            place = await self.folder.program(f"runner-{__version__}", {**scripts, "start.sh": start})
+            command = [python.program, f"{place}/{_session.RUNNER.name}", "--watch-stdin"]
+        else:
+            name = "program.py" if self.runner.suffix == ".py" else "program"
+            contents = {name: self.runner.read_bytes(), "watch.sh": WATCH.read_bytes(), "start.sh": start}
+            place = await self.folder.program("custom", contents)
+            python_first = [(await _ssh_python.find(self.client)).program] if name == "program.py" else []
+            seconds = str(int(timeout) + GRACE_SECONDS)
+            command = ["sh", f"{place}/watch.sh", seconds, *python_first, f"{place}/{name}"]
+        return ["sh", f"{place}/start.sh", self.folder.path, *command]
 
     async def _reply(self, running: Running, watch: _Watch, timed_out: bool) -> Reply:
         try:

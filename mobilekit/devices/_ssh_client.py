@@ -87,12 +87,14 @@ class Client:
         if self._connection is not None and not self._connection.is_closed():
             return
         await self.close()
-        self._connection = await connect(self.address)
+        connection = self._connection = await connect(self.address)
         try:
-            with self.told():
-                self._files = await self._connection.start_sftp_client()
-        except BaseException:
+            self._files = await connection.start_sftp_client()
+        except BaseException as error:
+            silent = connection.is_closed()
             await self.close()
+            if isinstance(error, Exception):
+                raise _ssh_troubles.no_files(error, self.address, silent) from error
             raise
 
     async def close(self) -> None:
@@ -166,16 +168,13 @@ class Running:
         self.process = process
         self._kept = (bytearray(), bytearray())
         streams = zip((process.stdout, process.stderr), self._kept, strict=True)
-        self._readers = [asyncio.create_task(_drain(stream, kept)) for stream, kept in streams]
+        self._work = [asyncio.create_task(_drain(stream, kept)) for stream, kept in streams]
+        self._work.append(asyncio.create_task(process.wait_closed()))
 
     async def wait(self, seconds: float) -> bool:
         """Whether it ended, or was lost, within so many seconds."""
-        ended = asyncio.gather(*self._readers, self.process.wait_closed())
-        try:
-            await asyncio.wait_for(ended, seconds)
-        except TimeoutError:
-            return False
-        return True
+        _, pending = await asyncio.wait(self._work, timeout=seconds)
+        return not pending
 
     @property
     def code(self) -> int | None:
@@ -198,12 +197,11 @@ class Running:
             with contextlib.suppress(OSError):  # its connection is gone
                 self.process.stdin.write_eof()
                 self.process.kill()
-            with contextlib.suppress(TimeoutError, OSError):
-                await asyncio.wait_for(self.process.wait_closed(), END_SECONDS)
+            await self.wait(END_SECONDS)
         self.process.close()
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
 
 
 async def _drain(stream: asyncssh.SSHReader[bytes], kept: bytearray) -> None:
@@ -227,9 +225,10 @@ async def connect(address: Address) -> asyncssh.SSHClientConnection:
     try:
         options = await asyncssh.SSHClientConnectionOptions.construct(host=address.host, **account)
         files = options.known_hosts if isinstance(options.known_hosts, list) and options.known_hosts else KNOWN_HOSTS
+        hosts = _known_hosts(files)
 
         def trusted(host: str, peer: str, port: int | None) -> Any:
-            found = asyncssh.match_known_hosts(_readable(files), host, peer, port)
+            found = asyncssh.match_known_hosts(hosts, host, peer, port)
             known[0] = bool(found[0])
             return found
 
@@ -246,11 +245,19 @@ async def connect(address: Address) -> asyncssh.SSHClientConnection:
         )
     except asyncssh.HostKeyNotVerifiable as error:
         raise DeviceError(_ssh_troubles.host_key(address, known[0], str(error))) from error
+    except DeviceError:
+        raise
     except Exception as error:
         raise _ssh_troubles.of(error, address, connected=False) from error
 
 
-def _readable(files: Sequence[str]) -> Any:
-    """Those of the files that can be read, as asyncssh takes them: nothing is trusted where there is none."""
+def _known_hosts(files: Sequence[str]) -> asyncssh.SSHKnownHosts:
+    """What those of the files hold that can be read; nothing is trusted where there is none. Raises DeviceError."""
+    import asyncssh
+
     paths = [str(Path(file).expanduser()) for file in files]
-    return [path for path in paths if os.path.isfile(path) and os.access(path, os.R_OK)] or b""
+    try:
+        return asyncssh.read_known_hosts([path for path in paths if os.path.isfile(path) and os.access(path, os.R_OK)])
+    except ValueError as error:
+        trouble = Trouble(f"your list of known hosts cannot be read: {error}", "remove that line from the file")
+        raise DeviceError(trouble) from error

@@ -56,8 +56,8 @@ class Folder:
         now = (await self._files.stat(self.path)).mtime or 0  # by the device's clock, which may be years off
         for entry in await self._files.readdir(JOBS):
             name = str(entry.filename)
-            stale = now - (entry.attrs.mtime or now) > STALE_SECONDS
-            if name not in (".", "..") and "/" not in name and stale:
+            changed = now if entry.attrs.mtime is None else entry.attrs.mtime
+            if name not in (".", "..") and "/" not in name and now - changed > STALE_SECONDS:
                 await self._files.rmtree(f"{JOBS}/{name}", ignore_errors=True)
 
     async def remove(self) -> None:
@@ -187,7 +187,7 @@ class Folder:
                 with contextlib.suppress(asyncssh.SFTPError):
                     room = await self._files.statvfs(".")
                     free = room.bavail * room.frsize
-                trouble = _ssh_troubles.storage(error, self.client.address, free, max(size, 4096))
+                trouble = _ssh_troubles.storage(error, self.client.address, free, size)
                 raise DeviceError(trouble) from error
 
 

@@ -9,6 +9,8 @@ from mobilekit.devices._ssh_address import Address
 from mobilekit.errors import first_line, one_line
 
 NO_CLIENT = Trouble("devices behind ssh need the package asyncssh", "pip install 'mobilekit[ssh]'")
+LEAST_ROOM = 16384
+"""Bytes that a folder and a small file take."""
 
 
 class LostError(DeviceError):
@@ -57,12 +59,32 @@ def of(error: Exception, address: Address, connected: bool = True) -> DeviceErro
     return DeviceError(_unreachable(error, address))
 
 
-def _no_channel(error: Exception, address: Address) -> Trouble:
-    if "subsystem" in str(error).lower() or "session request failed" in str(error).lower():
-        return Trouble(
-            f"{address.account} cannot take files: its ssh server has no sftp",
-            "install sftp there (Debian: openssh-sftp-server; OpenWrt: opkg install openssh-sftp-server)",
+def no_files(error: Exception, address: Address, silent: bool) -> DeviceError:
+    """Why files cannot be copied over a connection that stands; `silent`: it does not stand any more."""
+    import asyncssh
+
+    said = one_line(first_line(error), 150)
+    if silent:
+        return LostError(lost(address))
+    if isinstance(error, asyncssh.ChannelOpenError) and "session request failed" not in said.lower():
+        return DeviceError(_no_channel(error, address))
+    if isinstance(error, asyncssh.SFTPError) and not isinstance(error, asyncssh.SFTPConnectionLost):
+        return DeviceError(
+            Trouble(
+                f"{address.account} prints something when a session begins, which spoils the copying of files ({said})",
+                f"let its ~/.bashrc print nothing: `{address.command('ssh')} true` has to be silent",
+            )
         )
+    return DeviceError(
+        Trouble(
+            f"{address.account} takes no files: its ssh server has no sftp, or its login shell ends at once ({said})",
+            "install sftp there (Debian: openssh-sftp-server), and see whether "
+            f"`{address.command('ssh')} true` ends without an error",
+        )
+    )
+
+
+def _no_channel(error: Exception, address: Address) -> Trouble:
     return Trouble(
         f"{address.account} refused to open a session: {one_line(first_line(error), 150)}",
         "end other sessions there, or raise MaxSessions in its sshd_config",
@@ -80,15 +102,18 @@ def storage(error: Exception, address: Address, free: int | None = None, needed:
             "give that folder and the home folder to the user that measures (`chown`), or log in as another one",
         )
     full = isinstance(error, (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded))
-    if full or (free is not None and free < needed):
-        room = "" if free is None else f": {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+    if full or (free is not None and free < max(needed, LEAST_ROOM)):
+        room = "" if free is None else f": {needed / 1e6:.2f} MB are needed, {free / 1e6:.2f} MB are free"
         return Trouble(f"the disk of {where} is full{room}", "free some space in the home folder there")
     if isinstance(error, asyncssh.SFTPFailure) and needed:
         return Trouble(
-            f"{where} did not take a file of {needed / 1e6:.1f} MB ({said}): its disk, a quota or a limit is used up",
+            f"{where} did not take a file of {needed / 1e6:.2f} MB ({said}): its disk, a quota or a limit is used up",
             "free some space in the home folder there, or raise the user's quota (`quota`, `ulimit -f`)",
         )
-    return Trouble(f"files of {where} cannot be used: {said}", "check ~/.cache/mobilekit in the home folder there")
+    return Trouble(
+        f"{where} cannot keep files in ~/.cache/mobilekit: {said}",
+        "make sure that this is a folder there which the user may write to, or remove it",
+    )
 
 
 def _unreachable(error: Exception, address: Address) -> Trouble:

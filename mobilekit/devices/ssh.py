@@ -8,6 +8,7 @@ import weakref
 from mobilekit.devices import _facts, _session, _ssh_address
 from mobilekit.devices._session import DeviceError, Reply, Trouble
 from mobilekit.devices._ssh_board import Board
+from mobilekit.devices._ssh_troubles import NO_CLIENT
 from mobilekit.types import BenchRequest, BenchResult, DeviceInfo, DeviceSettings, Failure
 
 
@@ -35,10 +36,10 @@ class Ssh:
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """What to install where the ssh client is missing."""
-        if importlib.util.find_spec("asyncssh") is None:
-            return "asyncssh is not installed: pip install 'mobilekit[ssh]'"
-        return None
+        """The missing client."""
+        if importlib.util.find_spec("asyncssh") is not None:
+            return None
+        return f"{NO_CLIENT.message}: {NO_CLIENT.remedy}"
 
     def info(self) -> DeviceInfo:
         """What the board is. Raises DeviceError where it cannot be asked."""
