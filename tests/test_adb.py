@@ -556,23 +556,26 @@ def test_time_is_over(phone: AdbDaemon, folder: Path, model: BenchModel) -> None
     assert gone(folder)
 
 
+WATCHER = """
+    #!/bin/sh
+    if [ "$1" = --watch-stdin ]; then shift; exec 5<&0; (cat <&5 > /dev/null; kill -9 $$) & fi
+    echo started > "$2"
+    exec sleep 1000
+    """
+
+
 @real
-def test_who_asked_is_killed(phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
+@pytest.mark.parametrize("native", [False, True], ids=["python", "native"])
+def test_who_asked_is_killed(native: bool, phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
     """Nothing goes on running; what is left of the job is removed when it is old."""
-    request = BenchRequest(models=(model,), timeout_seconds=100.0).model_dump_json()
-    watcher = """
-        #!/bin/sh
-        if [ "$1" = --watch-stdin ]; then shift; exec 5<&0; (cat <&5 > /dev/null; kill -9 $$) & fi
-        echo started > "$2"
-        sleep 1000 &
-        wait
-        """
-    runner = script(tmp_path / "watcher", watcher.replace("sleep 1000 &\n        wait", "exec sleep 1000"))
+    request = BenchRequest(models=(model,), runs=10**6, max_seconds=90.0, timeout_seconds=100.0).model_dump_json()
+    settings = DeviceSettings(runner=str(script(tmp_path / "watcher", WATCHER)) if native else None)
     code = textwrap.dedent(f"""
         from mobilekit.devices.adb import Adb
         from mobilekit.types import BenchRequest, DeviceSettings
         Adb.folder = {str(folder)!r}
-        Adb({phone.serial!r}, DeviceSettings(runner={str(runner)!r})).run(BenchRequest.model_validate_json({request!r}))
+        settings = DeviceSettings.model_validate_json({settings.model_dump_json()!r})
+        Adb({phone.serial!r}, settings).run(BenchRequest.model_validate_json({request!r}))
     """)
     client = subprocess.Popen([sys.executable, "-c", code])
     assert waited(lambda: list(folder.glob("jobs/*/result.json")))
