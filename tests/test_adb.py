@@ -142,6 +142,26 @@ def model(tmp_path: Path) -> BenchModel:
     return BenchModel(name="small", path=str(write_onnx(tmp_path / "small.onnx")), runtime="onnx")
 
 
+TOOLS = ("cat", "chmod", "find", "grep", "kill", "mkdir", "mv", "rm", "sed", "setsid", "sha256sum", "sleep", "tail",
+         "timeout", "touch", "tr", "uname")  # fmt: skip
+"""What is used on the device."""
+
+
+@pytest.fixture
+def android(phone: AdbDaemon, tmp_path: Path) -> AdbDaemon:
+    """A device with the shell and the commands of Android, and nothing else but a python3."""
+    shell, box = shutil.which("mksh"), shutil.which("toybox")
+    if shell is None or box is None:
+        pytest.skip("mksh and toybox are missing: `make test-devices` installs them where it can")
+    there = tmp_path / "system"
+    there.mkdir()
+    (there / "sh").symlink_to(shell)
+    for tool in TOOLS:
+        (there / tool).symlink_to(box)
+    phone.path = f"{tmp_path / 'bin'}:{there}"
+    return phone
+
+
 def script(path: Path, text: str) -> Path:
     path.write_text(textwrap.dedent(text).lstrip(), encoding="utf-8")
     path.chmod(0o755)
@@ -164,10 +184,10 @@ def running(folder: Path) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes()
-            marked = b"MOBILEKIT_JOB=" in (entry / "environ").read_bytes() and int(entry.name) != os.getpid()
+            ours = f"{folder}/jobs" in command.decode(errors="replace") + os.readlink(entry / "cwd")
         except OSError:
             continue
-        if marked or str(folder).encode() + b"/jobs" in command:
+        if ours:
             found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
 
@@ -408,6 +428,29 @@ def test_an_old_device(make: Callable[..., AdbDaemon], folder: Path, tmp_path: P
     assert not any(service.startswith("shell,") for service in old.services)
     assert jobs(folder) == []
     assert gone(folder)
+
+
+@real
+def test_the_shell_and_commands_of_android(android: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
+    old, young = folder / "jobs" / "old", folder / "jobs" / "young"
+    for made in (old, young):
+        made.mkdir(parents=True)
+    three_days_ago = time.time() - 3 * 86400
+    os.utime(old, (three_days_ago, three_days_ago))
+    assert len(measure(android, model).measurements[0].samples_ms) == 12
+    assert jobs(folder) == [young]
+    (kept,) = (folder / "models").iterdir()
+    assert time.time() - kept.stat().st_mtime < 3600
+    changed = kept.stat().st_ctime_ns
+    thread = while_measuring(android, folder, android.disconnect)
+    result = measure(android, model, runner=stubborn(tmp_path))
+    thread.join()
+    assert kept.stat().st_ctime_ns == changed, "it was copied again"
+    assert len(result.measurements[0].samples_ms) == 12
+    assert "broke while it measured" in result.failures[0].message
+    assert jobs(folder) == [young]
+    assert gone(folder)
+    assert "onnx" in Adb(android.serial).info().versions
 
 
 @real
