@@ -266,6 +266,7 @@ STATES = {
     "A1\tno permissions (missing udev rules?); see [http://developer.android.com]": ("may not talk", "plugdev"),
     "A1\trecovery": ("in the state 'recovery'", "adb reboot"),
     "A1\tdevice\nB2\tdevice": ("2 Android devices are connected: A1, B2", "--device adb:A1"),
+    "A1\tdevice": ("the connection to the device 'A1' failed", "cable"),
     "A;reboot\tdevice": ("characters that no serial has", "another device"),
 }
 
