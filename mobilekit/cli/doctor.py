@@ -80,30 +80,31 @@ def _indented(console: Console, what: Table | Text) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
+    """Columns without a single entry are left out; the first is not wrapped."""
+    kept = [i for i in range(len(columns)) if any(row[i].plain for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for i in kept:
+        table.add_column(columns[i], no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[i] for i in kept))
+    return table
 
 
 def _packages(machine: Machine) -> Table:
-    table = _table("package", "here", "needed", "for", "")
+    rows = []
     for package in machine.packages:
         if package.name in ENGINES or package.state != "ok":
             style = "" if package.state == "ok" else "yellow"
-            table.add_row(
-                Text(package.name, style=style),
-                Text(package.version or "missing", style=style),
-                Text(package.needed or "any"),
-                Text(package.extra or "mobilekit"),
-                Text(package.remedy),
-            )
-    return table
+            here = Text(package.version or "missing", style=style)
+            needed, wanted_by = Text(package.needed or "any"), Text(package.extra or "mobilekit")
+            rows.append((Text(package.name, style=style), here, needed, wanted_by, Text(package.remedy)))
+    return _table(("package", "here", "needed", "for", "what to do"), rows)
 
 
 def _rows(rows: Sequence[Ability]) -> Table:
-    table = _table("what", "state", "what to do" if any(row.remedy for row in rows) else "")
-    for row in rows:
-        table.add_row(Text(row.what), Text(row.state, style="yellow" if row.remedy else ""), Text(row.remedy))
-    return table
+    lines = [(Text(row.what), Text(row.state, style="yellow" if row.remedy else ""), Text(row.remedy)) for row in rows]
+    return _table(("what", "state", "what to do"), lines)
 
 
 # ---------------------------------------------------------------- a device in words
