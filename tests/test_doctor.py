@@ -13,6 +13,7 @@ import pytest
 
 import mobilekit.devices
 from mobilekit import cli, registry
+from mobilekit.pipeline.advice import GOVERNOR
 
 FACTS = Path(__file__).parent / "data" / "facts"
 BOARD = f'''
@@ -212,7 +213,11 @@ def test_people_read_sections(
     monkeypatch.setattr("mobilekit.cli.doctor.documents", lambda: Console(width=width))
     done = doctor("--device", "board:raspberry_pi_4")
     lines = done.out.splitlines()
-    assert max(map(len, lines)) <= width
+    assert max(len(line) for line in lines if not line.startswith("    ")) <= width
+    command = (
+        "    frequency governor: echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
+    )
+    assert command in lines  # in one piece, to be copied
     headings = [line for line in lines if line and not line.startswith(" ")]
     devices = ["host", "board:lost", "board:pixel_6", "board:no serial", "board:raspberry_pi_4"]
     assert headings == ["This machine", "What it can do", *(f"Device {name}" for name in devices)]

@@ -52,7 +52,7 @@ def _show(found: Health, console: Console) -> None:
     _indented(console, Text(found.machine.system))
     _indented(console, _packages(found.machine))
     _heading(console, "What it can do")
-    _indented(console, _rows(found.abilities))
+    _abilities(console, found.abilities)
     for state in found.devices:
         _heading(console, f"Device {state.device}")
         if state.info is None:
@@ -65,12 +65,24 @@ def _show(found: Health, console: Console) -> None:
         if state.advice:
             console.print()
             _indented(console, Text("Before measuring there:"))
-            _indented(console, _rows(state.advice))
+            _abilities(console, state.advice)
 
 
 def _heading(console: Console, text: str) -> None:
     console.print()
     console.print(Text(text, style="bold"))
+
+
+def _abilities(console: Console, rows: Sequence[Ability]) -> None:
+    """A table, and below it what helps: on lines that are not broken, so that commands can be copied."""
+    lines = [(Text(row.what), Text(row.state, style="yellow" if row.remedy else "")) for row in rows]
+    _indented(console, _table(("what", "state"), lines))
+    if any(row.remedy for row in rows):
+        console.print()
+        _indented(console, Text("What to do:", style="dim"))
+    for row in rows:
+        if row.remedy:
+            console.print(Text(f"    {row.what}: {row.remedy}"), soft_wrap=True)
 
 
 def _indented(console: Console, what: Table | Text) -> None:
@@ -102,18 +114,14 @@ def _packages(machine: Machine) -> Table:
     return _table(("package", "here", "needed", "for", "what to do"), rows)
 
 
-def _rows(rows: Sequence[Ability]) -> Table:
-    lines = [(Text(row.what), Text(row.state, style="yellow" if row.remedy else ""), Text(row.remedy)) for row in rows]
-    return _table(("what", "state", "what to do"), lines)
-
-
 # ---------------------------------------------------------------- a device in words
 
 
 def _facts(info: DeviceInfo) -> Iterator[tuple[str, str]]:
     if info.model:
         yield "model", info.model
-    yield "processor", f"{info.soc}, {info.cores} cores" + (f", {info.architecture}" if info.architecture else "")
+    counted = "1 core" if info.cores == 1 else f"{info.cores} cores"
+    yield "processor", f"{info.soc}, {counted}" + (f", {info.architecture}" if info.architecture else "")
     for cluster in info.clusters:
         yield "cluster", _cluster(cluster)
     yield "memory", _memory(info)
