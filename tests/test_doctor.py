@@ -13,7 +13,6 @@ import pytest
 
 import mobilekit.devices
 from mobilekit import cli, registry
-from mobilekit.pipeline.advice import GOVERNOR
 
 FACTS = Path(__file__).parent / "data" / "facts"
 BOARD = f'''
