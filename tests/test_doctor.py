@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -105,7 +107,9 @@ Doctor = Callable[..., Done]
 
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Doctor:
-    """Run `mobilekit doctor` in this process."""
+    """Run `mobilekit doctor` in this process; what is attached to this machine is not looked at."""
+    for kind in registry.device_kinds().values():
+        monkeypatch.setattr(kind, "visible", classmethod(lambda _: []))
 
     def invoke(*arguments: str) -> Done:
         monkeypatch.setattr("sys.argv", ["mobilekit", "doctor", *arguments])
@@ -298,7 +302,53 @@ def test_the_emulator_is_installed_and_then_shown(doctor: Doctor, room: Callable
     before = doctor("--json").document
     assert ability(before, "measure on emulated-arm64")[1].endswith("mobilekit doctor --install-emulator")
     after = doctor("--install-emulator", "--json")
-    assert ability(after.document, "measure on emulated-arm64") == ("ready; none is seen from here", "")
+    assert ability(after.document, "measure on emulated-arm64")[0].startswith("ready")
     again = doctor("--install-emulator", "--json")
     assert (again.code, again.out) == (1, "")
     assert "free 600 MB" in again.err
+
+
+# ---------------------------------------------------------------- through the real clients
+
+
+@pytest.mark.devices
+def test_a_board_behind_ssh(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from board import Board
+
+    board = Board(tmp_path / "board")
+    monkeypatch.setenv("HOME", str(board.user))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    board.start()
+    try:
+        document = doctor("--json", "--device", f"ssh:{board.address}").document
+    finally:
+        board.stop()
+    found, here = state(document, f"ssh:{board.address}"), document["devices"][0]["info"]
+    assert (found["problem"], found["info"]["origin"]) == ("", "device")
+    assert [found["info"][key] for key in ("soc", "cores", "memory_mb", "os", "versions")] == [
+        here[key] for key in ("soc", "cores", "memory_mb", "os", "versions")
+    ]
+    gone = doctor("--json", "--device", f"ssh:{board.address}").document
+    assert "no ssh server answers" in state(gone, f"ssh:{board.address}")["problem"]
+
+
+@pytest.mark.devices
+def test_a_phone_behind_adb_is_seen(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adb_daemon import AdbDaemon
+    from mobilekit.devices.adb import Adb
+
+    monkeypatch.undo()  # look at what is attached after all
+    monkeypatch.setattr(Adb, "folder", str(tmp_path / "device"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(free.getsockname()[1]))
+    try:
+        with AdbDaemon() as phone:
+            subprocess.run(["adb", "connect", phone.serial], check=True, capture_output=True)
+            document = doctor("--json").document
+    finally:
+        subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
+    assert ability(document, "measure on adb") == (f"ready; there now: adb:{phone.serial}", "")
+    found = state(document, f"adb:{phone.serial}")
+    assert found["problem"] == ""
+    assert found["info"]["cores"] == document["devices"][0]["info"]["cores"]

@@ -140,7 +140,8 @@ def _measuring(
             state = f"{here.soc}, {here.cores} cores; {versions or 'no runtime'}"
             reason = "" if versions else "pip install mobilekit"
         else:
-            state = f"ready; there now: {', '.join(seen[kind])}" if seen[kind] else "ready; none is seen from here"
+            none = f"ready; none is seen: name one with --device {kind}:..."
+            state = f"ready; there now: {', '.join(seen[kind])}" if seen[kind] else none
         yield Ability(what=f"measure on {kind}", state=one_line(state, 300), remedy=reason)
 
 
