@@ -139,6 +139,11 @@ class Device(Protocol):
         """
         ...
 
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why no device of this kind can be used from here (a missing program, with the command that installs it)."""
+        ...
+
     def info(self) -> DeviceInfo:
         """Ask the device what it is. Raises MobilekitError, with what helps, where it cannot be reached."""
         ...

@@ -52,6 +52,15 @@ def report_writer(name: str) -> ReportWriter:
     return cast(ReportWriter, _load("reports", name)())
 
 
+def device_kinds() -> dict[str, type[Device]]:
+    """The class of every kind of device, by what it is called in a specification.
+
+    >>> device_kinds()["host"].visible()
+    ['host']
+    """
+    return {name.replace("_", "-"): cast("type[Device]", _load("devices", name)) for name in names("devices")}
+
+
 def device(spec: str, settings: DeviceSettings | None = None) -> Device:
     """The device of a specification: its kind, then what that kind needs after a colon (`host`, `ssh:pi@board`).
 

@@ -63,18 +63,23 @@ def median_interval(sessions: Sequence[Sequence[float]], level: float = 0.9, see
     (2.0, 2.0)
     """
     drawn = [np.asarray(session, dtype=np.float64) for session in sessions if len(session)]
-    if not drawn:
-        raise ValueError("no samples")
-    generator = np.random.default_rng(seed)
-    chosen = generator.integers(0, len(drawn), size=(RESAMPLES, len(drawn)))
-    again = [_in_blocks(session, generator) for session in drawn]
-    medians = [np.median(np.concatenate([next(again[i]) for i in row])) for row in chosen]
+    medians = resampled_medians(sessions, np.random.default_rng(seed))
     tail = (1 - level) / 2
     low, high = (float(end) for end in np.quantile(medians, [tail, 1 - tail]))
-    middle, wider = float(np.median(np.concatenate(drawn))), _widening(len(drawn), level)
+    middle, wider = float(np.median(np.concatenate(drawn))), widening(len(drawn), level)
     if not (low > 0 and wider > 1):
         return low, high
     return middle * (low / middle) ** wider, middle * (high / middle) ** wider
+
+
+def resampled_medians(sessions: Sequence[Sequence[float]], generator: np.random.Generator) -> np.ndarray:
+    """Medians of samples drawn again as in `median_interval`, not widened yet. Raises ValueError for no samples."""
+    drawn = [np.asarray(session, dtype=np.float64) for session in sessions if len(session)]
+    if not drawn:
+        raise ValueError("no samples")
+    chosen = generator.integers(0, len(drawn), size=(RESAMPLES, len(drawn)))
+    again = [_in_blocks(session, generator) for session in drawn]
+    return np.asarray([np.median(np.concatenate([next(again[i]) for i in row])) for row in chosen])
 
 
 def _in_blocks(samples: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -86,8 +91,8 @@ def _in_blocks(samples: np.ndarray, generator: np.random.Generator) -> Iterator[
         yield from samples[(starts[:, :, None] + np.arange(block)).reshape(64, -1)[:, :count]]
 
 
-def _widening(sessions: int, level: float) -> float:
-    """Factor on the deviations of a bootstrap of so many sessions."""
+def widening(sessions: int, level: float) -> float:
+    """Factor on the deviations of a bootstrap of so many sessions; 1 for one, which says nothing about others."""
     if sessions == 1:
         return 1.0
     from scipy.special import ndtri, stdtrit

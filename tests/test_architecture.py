@@ -17,6 +17,7 @@ ROOT = Path(mobilekit.__file__).parent
 LEVELS: dict[str, int] = {
     **dict.fromkeys(("types", "errors"), 0),
     **dict.fromkeys(("interfaces", "registry", "profiles", "stats", "files", "documents", "schemas"), 1),
+    "significance": 1,
     **dict.fromkeys(("workload", "named_models", "exportable", "signature", "network", "sensitivity", "cost"), 2),
     **dict.fromkeys(("evaluate", "probes", "drift", "store", "manifest", "packing"), 2),
     **dict.fromkeys(("transforms", "runtimes", "training", "reports"), 3),

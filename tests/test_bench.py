@@ -109,6 +109,8 @@ def test_settings_reach_the_device_and_the_rest_has_defaults() -> None:
     assert (first.threads, first.runs, first.max_seconds) == (2, 7, bench.COMPARE["max_seconds"])
     assert (second.runs, second.per_operator) == (bench.MEASURE["runs"], True)
     assert second.timeout_seconds > 5 * second.max_seconds
+    bench.measure(device, [model("a")], cool_to_c=40.0, cool_seconds=1000.0)
+    assert device.requests[2].timeout_seconds > 1000 + 5 * bench.MEASURE["max_seconds"]
 
 
 # ---------------------------------------------------------------- several sessions
@@ -257,41 +259,119 @@ def test_row_holds_the_figures_of_its_clock() -> None:
     assert bench.row(measurement(), "cpu", 0).reference_ratio is None
 
 
+def test_row_shows_what_else_was_found_out() -> None:
+    known = {"first_run_ms": 7.0, "peak_memory_mb": 12.0, "energy_mj": 3.0, "app": "Bench 1"}
+    row = bench.row(measurement(load_ms=5.0, **known), "cpu", 1)
+    assert row.model_dump(include={"load_ms", *known}) == {"load_ms": 5.0, **known}
+
+
+def test_row_of_what_was_not_timed_has_no_times() -> None:
+    row = bench.row(measurement(cpu=(), origin="emulator", instructions=10**9), "cpu", 1)
+    assert (row.median_ms, row.p90_ms, row.min_ms, row.wall_median_ms, row.samples) == (None, None, None, None, 0)
+    assert row.instructions == 10**9
+
+
 # ---------------------------------------------------------------- advice
+
+
+def kinds(**given: Any) -> list[str]:
+    return [warning.kind for warning in bench.warnings_about(measurement(**given))]
 
 
 def test_quiet_samples_need_no_warning() -> None:
     for seed in range(20):
         assert bench.warnings_about(measurement(cpu=normal(seed=seed))) == []
+    assert kinds(cpu=normal(), stable=True, throttled=False, cool_to_c=40.0, temperature_before_c=40.9) == []
 
 
-def test_other_load_is_noticed() -> None:
+def test_what_was_not_timed_needs_no_warning() -> None:
+    assert bench.warnings_about(measurement(cpu=(), threads=4, instructions=10**9)) == []
+
+
+def test_a_warning_says_what_and_what_helps() -> None:
     (warning,) = bench.warnings_about(measurement(cpu=[2.0] * 40, samples_ms=(3.0,) * 40))
-    assert "3.000 ms is 50% above the CPU time of 2.000 ms" in warning
-    (threads,) = bench.warnings_about(measurement(cpu=[2.0] * 40, samples_ms=(3.0,) * 40, threads=2))
-    assert "adds up 2 threads" in threads
+    assert (warning.kind, warning.subject) == ("other-load", "net")
+    assert "3.000 ms is 50% above the CPU time of 2.000 ms" in warning.message
+    assert "judge by CPU time" in warning.advice
+    assert str(warning) == f"net: {warning.message}: {warning.advice}"
+
+
+def test_cpu_time_of_several_threads_adds_up() -> None:
+    (warning,) = bench.warnings_about(measurement(cpu=[2.0] * 40, samples_ms=(3.0,) * 40, threads=2))
+    assert warning.kind == "threads"
+    assert "adds up 2 threads" in warning.message
 
 
 def test_few_rounds_are_noticed() -> None:
     (warning,) = bench.warnings_about(measurement(cpu=[2.0] * 12))
-    assert "only 12 rounds" in warning
+    assert warning.kind == "few-rounds"
+    assert "only 12 rounds" in warning.message
+    (warning,) = bench.warnings_about(measurement(cpu=[2.0] * 500), wanted=1024)
+    assert "only 500 of the 1024 rounds" in warning.message
+    assert bench.warnings_about(measurement(cpu=[2.0] * 500), wanted=500) == []
+
+
+def test_a_start_that_never_settled_is_noticed() -> None:
+    (warning,) = bench.warnings_about(measurement(stable=False, warmup=73))
+    assert warning.kind == "unstable-start"
+    assert "after 73 runs" in warning.message
 
 
 def test_drift_is_noticed_and_set_beside_the_reference() -> None:
     samples = np.linspace(2.0, 3.0, 100)
     (warning,) = bench.warnings_about(measurement(cpu=samples, reference_ms=tuple(samples * 2)))
-    assert "changed by +22%" in warning
-    assert "reference product by +22%" in warning
+    assert warning.kind == "drift"
+    assert "changed by +22%" in warning.message
+    assert "reference product by +22%" in warning.message
 
 
 def test_two_modes_are_noticed() -> None:
     generator = np.random.default_rng(0)
     fast, slow = normal(120, 2.0), normal(80, 3.2, seed=1)
-    samples = generator.permutation(np.concatenate([fast, slow]))
-    warnings = bench.warnings_about(measurement(cpu=samples))
-    assert len(warnings) == 1
-    assert "two modes" in warnings[0]
-    assert "(40% of the rounds)" in warnings[0]
+    (warning,) = bench.warnings_about(measurement(cpu=generator.permutation(np.concatenate([fast, slow]))))
+    assert warning.kind == "two-modes"
+    assert "(40% of the rounds)" in warning.message
+
+
+def test_wall_times_alone_are_looked_at_too() -> None:
+    drifting = tuple(float(ms) for ms in np.linspace(2.0, 3.0, 100))
+    assert kinds(cpu=(), samples_ms=drifting) == ["drift"]
+
+
+def test_held_down_frequencies_are_noticed() -> None:
+    assert kinds(throttled=True) == ["throttling"]
+    assert kinds(thermal_before="nominal", thermal_after="serious") == ["throttling"]
+    assert kinds(thermal_before="light", thermal_after="none") == []
+    assert kinds(thermal_before="throttled=0x0", thermal_after="throttled=0x50000") == []  # since it was started
+
+
+def test_a_gate_that_was_not_reached_is_noticed() -> None:
+    (hot,) = bench.warnings_about(measurement(cool_to_c=40.0, temperature_before_c=55.2, waited_seconds=300.0))
+    assert hot.kind == "hot"
+    assert "after 300 s of waiting it was at 55 °C and not at 40 °C" in hot.message
+    (blind,) = bench.warnings_about(measurement(cool_to_c=40.0))
+    assert blind.kind == "hot"
+    assert "no temperature can be read" in blind.message
+
+
+def test_repeats_that_lie_apart_are_noticed() -> None:
+    assert bench.warning_of_spread("net", "its median", [1.0, 1.04, 1.02]) is None
+    warning = bench.warning_of_spread("net", "its median", [1.0, 1.1, 1.02])
+    assert warning is not None
+    assert (warning.kind, warning.subject) == ("spread", "net")
+    assert "its median differs by 10.0% between 3 repeats" in warning.message
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=8), st.floats(0.1, 10.0))
+def test_the_spread_has_no_unit_and_no_order(values: list[float], scale: float) -> None:
+    assert stats.spread(values) >= 0
+    assert stats.spread([scale * value for value in reversed(values)]) == pytest.approx(stats.spread(values), abs=1e-9)
+    assert stats.spread([*values, values[0]]) == stats.spread(values)
+
+
+def test_nothing_has_no_spread() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        stats.spread([])
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -16,6 +16,7 @@ import pytest
 
 from mobilekit import bench, packing, pipeline, registry
 from mobilekit.devices import _session
+from mobilekit.devices.host import Host
 from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.network import trace
 from mobilekit.runtimes._tflite_facts import schema
@@ -117,8 +118,9 @@ def test_a_crash_of_the_runtime_is_a_failure_and_the_others_are_measured(
     monkeypatch.setattr(bench, "COMPARE", {**bench.COMPARE, "max_seconds": 0.2})
     edited_tflite(sketches / "net.tflite", one_operator_twice, tmp_path / "crashes.tflite")
     (tmp_path / "sound.tflite").write_bytes((sketches / "net.tflite").read_bytes())
-    found, (failure,) = pipeline.measure_files([tmp_path], "host", runs=3)
-    assert [m.model for m in found] == ["sound.tflite"]
+    found = pipeline.measure_files([tmp_path], [Host()], pipeline.Timing(runs=3))
+    assert [m.model for m in found.measurements] == ["sound.tflite"]
+    (failure,) = found.failures
     assert failure.subject == "crashes.tflite"
     assert failure.remedy
     assert failure.message
@@ -128,9 +130,9 @@ def test_a_crash_of_the_runtime_is_a_failure_and_the_others_are_measured(
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     for name in ("net.onnx", "net.tflite", "net.mkpack", "lines.jsonl"):
         os.mkfifo(tmp_path / name)
-    found, failures = pipeline.measure_files([tmp_path], "host", runs=3)
-    assert not found
-    assert [f.message.rpartition(": ")[2] for f in failures] == ["it is no plain file"] * 2
+    found = pipeline.measure_files([tmp_path], [Host()], pipeline.Timing(runs=3))
+    assert not found.measurements
+    assert [f.message.rpartition(": ")[2] for f in found.failures] == ["it is no plain file"] * 2
     for name in ("onnx", "tflite"):
         with pytest.raises(BadInputError, match="no plain file"):
             registry.runtime(name).describe(tmp_path / f"net.{name}")
@@ -151,7 +153,7 @@ def test_links_to_themselves_are_refused(sketches: Path, tmp_path: Path) -> None
         packing.unpack(package)
     with pytest.raises(BadInputError, match="there is no"):
         packing.pack(loop)
-    (failure,) = pipeline.measure_files([tmp_path], "host", runs=3)[1]
+    (failure,) = pipeline.measure_files([tmp_path], [Host()], pipeline.Timing(runs=3)).failures
     assert "cannot be read" in failure.message
 
 
@@ -159,7 +161,8 @@ def test_links_to_themselves_are_refused(sketches: Path, tmp_path: Path) -> None
 def test_the_measuring_process_takes_no_more_memory_than_there_is() -> None:
     script = (
         "import runpy, sys; own = runpy.run_path(sys.argv[1]); limit = own['limit_memory'];"
-        "assert own['free_memory']() > 2**20; limit.__globals__['free_memory'] = lambda: 300 * 2**20; limit();"
+        "machine = own['machine']; assert machine.free_memory() > 2**20;"
+        "machine.free_memory = lambda: 300 * 2**20; limit();"
         "small = bytearray(50 * 2**20); print('small', flush=True); large = bytearray(300 * 2**20)"
     )
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -346,6 +348,147 @@ def test_answer_that_does_not_validate_is_a_failure(files: dict[str, BenchModel]
     result = _session.assemble(document, request, {}, _session.Identity("board", "device"))
     assert result.measurements == ()
     assert rows(result) == [("measure", "board")]
+
+
+# ---------------------------------------------------------------- the protocol
+
+
+def test_rounds_go_on_to_the_least_of_both(files: dict[str, BenchModel]) -> None:
+    (many,) = run(files["small.onnx"], runs=1, least_runs=40).measurements
+    assert len(many.samples_ms) == 40
+    (long,) = run(files["small.onnx"], runs=1, least_seconds=1.0).measurements
+    assert sum(long.samples_ms) + sum(long.reference_ms) > 100
+    (ended,) = run(files["small.onnx"], runs=1, least_runs=10**6, max_seconds=0.1).measurements
+    assert 10 <= len(ended.samples_ms) < 10**6
+
+
+@pytest.mark.parametrize(
+    ("asked", "over"),
+    [
+        ({"number": 9, "seconds": 99.0}, False),
+        ({"number": 10, "seconds": 5.1}, True),
+        ({"number": 30, "seconds": 4.0}, False),
+        ({"number": 50, "seconds": 2.0}, False),
+        ({"number": 50, "seconds": 3.0}, True),
+        ({"number": 1_000_000, "seconds": 0.0}, True),
+    ],
+)
+def test_when_there_are_enough_rounds(asked: dict[str, float], over: bool) -> None:
+    request = {"runs": 20, "least_runs": 50, "least_seconds": 3.0, "max_seconds": 5.0}
+    assert runner().enough(request, **asked) == over
+
+
+def test_the_first_run_and_the_warm_up_are_told(files: dict[str, BenchModel]) -> None:
+    (measurement,) = run(files["large.onnx"], warmup=7).measurements
+    assert measurement.first_run_ms is not None
+    assert measurement.first_run_ms > 0
+    assert (measurement.warmup, measurement.stable) == (7, None)
+    assert (measurement.cool_to_c, measurement.waited_seconds) == (None, 0.0)
+    (measurement,) = run(files["large.onnx"], warmup=1, warm_until_stable=True, max_seconds=30.0, runs=1).measurements
+    assert measurement.stable in (True, False)
+    assert measurement.warmup is not None
+    assert measurement.warmup >= 15
+
+
+def warmed(milliseconds: Iterable[float], limit: float = 0.8, wanted: bool = True) -> Any:
+    """A model that takes so long in its runs, one after another, after it was warmed up."""
+    script = runner()
+    left = iter(milliseconds)
+
+    def call() -> None:
+        end = time.process_time() + next(left) / 1e3
+        while time.process_time() < end:
+            pass
+
+    model = script.Model(0, SimpleNamespace(run=call), 1.0)
+    script.warm(model, {"warmup": 3, "warm_until_stable": wanted}, limit)
+    return model.row
+
+
+def test_warming_up_ends_when_runs_are_alike() -> None:
+    becoming_faster = [*np.linspace(60, 30, 5), *([12.0] * 200)]
+    row = warmed(becoming_faster, limit=10.0)
+    assert row["stable"]
+    assert 5 < row["warmup"] < 200
+    assert row["first_run_ms"] > 40
+
+
+def test_warming_up_that_never_ends_is_given_up_and_told() -> None:
+    growing = 10.0 * 1.05 ** np.arange(100)
+    row = warmed(growing)
+    assert row["stable"] is False
+    assert row["warmup"] < 100
+
+
+def test_without_being_asked_nobody_waits_until_it_is_warm() -> None:
+    row = warmed([5.0] * 10, wanted=False)
+    assert (row["warmup"], row["stable"]) == (3, None)
+
+
+def test_golden_inputs_are_fed_and_outputs_returned(files: dict[str, BenchModel], tmp_path: Path) -> None:
+    import onnxruntime
+    from ai_edge_litert.interpreter import Interpreter
+
+    images = np.random.default_rng(1).standard_normal((3, 3, 16, 16)).astype("<f4")
+    session = onnxruntime.InferenceSession(files["small.onnx"].path)
+    interpreter = Interpreter(model_path=files["lite.tflite"].path)
+    interpreter.allocate_tensors()
+
+    def lite(image: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    rows_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    wanted = {
+        "small.onnx": np.concatenate([session.run(None, {"x0": images[i : i + 1]})[0] for i in range(3)]),
+        "lite.tflite": np.concatenate([lite(rows_last[i : i + 1]) for i in range(3)]),
+    }
+    asked = []
+    for name, values in (("small.onnx", images), ("lite.tflite", rows_last)):
+        (tmp_path / name).write_bytes(values.tobytes())
+        asked.append(files[name].model_copy(update={"inputs": (str(tmp_path / name),)}))
+    result = run(*asked, return_outputs=True)
+    assert result.failures == ()
+    for measurement, (name, expected) in zip(result.measurements, wanted.items(), strict=True):
+        (output,) = measurement.outputs
+        assert (output.name, output.dtype) == ("out", "float32")
+        found = np.frombuffer(base64.b64decode(output.data), "<f4").reshape(output.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert "outputs" not in measurement.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "holds 0 bytes"), (b"odd" * 5, "holds 15 bytes"), (None, "No such file")]
+)
+def test_inputs_that_do_not_fit_are_a_failure(
+    files: dict[str, BenchModel], tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "in.bin").write_bytes(content)
+    model = files["small.onnx"].model_copy(update={"inputs": (str(tmp_path / "in.bin"),)})
+    result = run(model, files["lite.tflite"])
+    assert [m.model for m in result.measurements] == ["lite"]
+    (failure,) = result.failures
+    assert (failure.stage, failure.subject) == ("load", "small")
+    assert said in failure.message
+
+
+def test_a_wrong_number_of_inputs_is_a_failure(files: dict[str, BenchModel], tmp_path: Path) -> None:
+    (tmp_path / "in.bin").write_bytes(bytes(4 * 3 * 16 * 16))
+    model = files["small.onnx"].model_copy(update={"inputs": (str(tmp_path / "in.bin"),) * 2})
+    (failure,) = run(model).failures
+    assert "2 files of inputs were given for the model's 1 inputs" in failure.message
+
+
+def test_outputs_that_cannot_be_computed_cost_no_samples(
+    files: dict[str, BenchModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    altered_runner(tmp_path, monkeypatch, "= model.opened.outputs()", '= model.opened.feed("nonsense")')
+    result = run(files["small.onnx"], return_outputs=True)
+    assert len(result.measurements[0].samples_ms) == 12
+    assert rows(result) == [("measure", "small")]
+    assert "after the rounds" in result.failures[0].message
 
 
 # ---------------------------------------------------------------- operators

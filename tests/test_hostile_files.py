@@ -31,6 +31,7 @@ from test_manifest import written
 from test_reports import sample_report
 
 from mobilekit import bench, manifest, packing, pipeline, profiles, registry, workload
+from mobilekit.devices.host import Host
 from mobilekit.errors import MobilekitError
 from mobilekit.network import trace
 from mobilekit.pipeline import rounds
@@ -266,9 +267,9 @@ def measured(place: Yard, rng: Random, v: Valid) -> None:
     asked = {path.name for path in place.inside.iterdir()}
 
     def everything() -> None:
-        found, failures = pipeline.measure_files([place.inside], "host", runs=3)
-        assert asked <= {m.model for m in found} | {f.subject for f in failures}
-        for failure in failures:
+        found = pipeline.measure_files([place.inside], [Host()], pipeline.Timing(runs=3))
+        assert asked <= {m.model for m in found.measurements} | {f.subject for f in found.failures}
+        for failure in found.failures:
             assert failure.message
             assert failure.remedy
             assert len(failure.message) < 700

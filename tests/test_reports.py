@@ -15,13 +15,18 @@ import pytest
 from mobilekit import registry
 from mobilekit.reports import _words as words
 from mobilekit.reports._blocks import MOST_ROWS
-from mobilekit.reports._details import _grouped, _paired
 from mobilekit.reports._figures import ticks
+from mobilekit.reports._operators import _grouped, _paired
 from mobilekit.types import (
+    Battery,
+    BenchWarning,
     Budget,
+    Cluster,
     DeviceInfo,
+    DeviceRow,
     Failure,
     Finding,
+    FrontierRow,
     Interval,
     KindFactor,
     MeasurementRow,
@@ -30,6 +35,7 @@ from mobilekit.types import (
     OperatorBar,
     Parity,
     PlanRow,
+    PrecisionRow,
     RejectedOption,
     Report,
     Round,
@@ -324,6 +330,14 @@ def hostile_report() -> Report:
         conditions={HOSTILE: HOSTILE},
         extrapolated=(HOSTILE,),
         stages=(StageRow(name=HOSTILE, seconds=0),),
+        precisions=(PrecisionRow(name=HOSTILE, kind=HOSTILE, precision="fp32", reason=HOSTILE),) * 2,
+        devices=(
+            DeviceRow(
+                device=HOSTILE, info=None, baseline_ms=1e300, result_ms=1e-9, ratio=1e12, ratio_interval=(0.0, 1e300),
+                operators_before=(bar,), samples={HOSTILE: (1e300, -1.0, 0.1)}, conditions={HOSTILE: HOSTILE},
+            ),
+        ),
+        measured_warnings=(BenchWarning(kind="drift", subject=HOSTILE, message=HOSTILE, advice=HOSTILE),),
         failures=(Failure(stage=HOSTILE, subject=HOSTILE, message=HOSTILE * 200, remedy=HOSTILE),),
         warnings=(HOSTILE, "# not a heading", "- not a list", "1. not a list", "_not_ emphasis"),
     )  # fmt: skip
@@ -352,6 +366,126 @@ def missed_report() -> Report:
     return sample_report(budget=Budget(latency_ms=0.4), verdict="missed", findings=(finding,))
 
 
+def precision_rows(count: int = 24) -> tuple[PrecisionRow, ...]:
+    """The first layer and a pool that the runtime has no int8 kernel for stay in float."""
+    kept = {0: "left in float: rounding it harms more than it saves", 17: "this runtime has no int8 pool"}
+    return tuple(
+        PrecisionRow(
+            name=f"stage{i // 8 + 1}.{i % 8}.conv{i % 3 + 1}",
+            kind="global_pool" if i == 17 else "conv",
+            precision="fp32" if i in kept else "int8",
+            reason=kept.get(i),
+        )
+        for i in range(count)
+    )
+
+
+PHONE = DeviceInfo(
+    name="adb:8A1X0P4Q", kind="android", origin="device", soc="Google Tensor G3", cores=9, memory_mb=7_630,
+    os="Android 16", versions={"tflite": "2.3.0"}, architecture="aarch64",
+    clusters=(
+        Cluster(cpus=(8,), core="Cortex-X3", min_mhz=500, max_mhz=2914, governor="sched_pixel"),
+        Cluster(cpus=(4, 5, 6, 7), core="Cortex-A715", max_mhz=2367, governor="sched_pixel"),
+        Cluster(cpus=(0, 1, 2, 3), core="Cortex-A510", max_mhz=1704, governor="sched_pixel"),
+    ),
+    temperatures_c={"BIG": 41.3, "skin": 33.0}, throttling="none",
+    battery=Battery(percent=81, charging=False, temperature_c=31.2),
+)  # fmt: skip
+ARM = DeviceInfo(
+    name="emulated-arm64", kind="emulated-arm64", origin="emulator", soc="qemu-user", cores=2, memory_mb=None,
+    os="Debian 12 (aarch64)", versions={"onnx": "1.31.1"},
+)  # fmt: skip
+
+
+def devices() -> tuple[DeviceRow, ...]:
+    """A phone, a board that measured no single operators, and an emulator that times nothing."""
+    return (
+        DeviceRow(
+            device=PHONE.name, info=PHONE, baseline_ms=4.912, result_ms=1.204, ratio=4.081,
+            ratio_interval=(3.97, 4.16), sessions=5, operators_before=bars(3.9), operators_after=bars(0.95, 22),
+            samples={"original": samples(4.912), "result": samples(1.204)},
+            conditions={"protocol": "10 warm-up rounds, 200 rounds, models in turn", "governor": "sched_pixel"},
+        ),
+        DeviceRow(
+            device="ssh:pi@kitchen", info=None, baseline_ms=9.1, result_ms=4.02, ratio=2.264,
+            ratio_interval=(2.25, 2.28), sessions=5, samples={"original": samples(9.1), "result": samples(4.02)},
+        ),
+        DeviceRow(
+            device=ARM.name, info=ARM, baseline_ms=None, result_ms=None, ratio=None, ratio_interval=None, sessions=None
+        ),
+    )  # fmt: skip
+
+
+UNTIMED: dict[str, Any] = {
+    "median_ms": None, "p90_ms": None, "min_ms": None, "wall_median_ms": None, "reference_ratio": None, "samples": 0,
+}  # fmt: skip
+
+
+def many_devices_report() -> Report:
+    """The final files on a host, a phone, a board, an emulator, and in an app on a phone without a cable."""
+    near = Parity(status="executed", sqnr_db=37.1, cosine=0.9999, top1_agreement=1.0, max_abs_error=0.14, samples=8)
+    rows = list(models())
+    facts = {"load_ms": 31.2, "first_run_ms": 2.31, "peak_memory_mb": 61.4}
+    rows[1] = rows[1].model_copy(
+        update={
+            "measurements": (
+                *(measured(0.41 + 0.003 * i, 2 + i, **facts) for i in range(5)),
+                measured(1.204, 9, device=PHONE.name, origin="device", energy_mj=3.91, parity=near, **facts),
+                measured(4.02, 11, device="ssh:pi@kitchen", origin="device", load_ms=88.0),
+                measured(0, 12, **UNTIMED, device=ARM.name, origin="emulator", instructions=41_203_551, parity=near),
+            )
+        }
+    )
+    app = {"origin": "device", "clock": "wall", "reference_ratio": None, "app": "mobilekit demo 1.2", "load_ms": 12.0}
+    rows[3] = rows[3].model_copy(
+        update={"measurements": (measured(0.31, 13, device="Apple iPhone15,2", compute_unit="npu", **app),)}
+    )
+    seen = (
+        BenchWarning(
+            kind="throttling", subject="result on adb:8A1X0P4Q",
+            message="the phone lowered its frequencies after 41 s", advice="let it cool down and measure again",
+        ),
+        BenchWarning(
+            kind="two-modes", subject="original",
+            message="the samples have two modes, 1.292 ms and 1.701 ms (31% of the rounds)",
+            advice="close what else runs on the machine",
+        ),
+    )  # fmt: skip
+    front = tuple(
+        FrontierRow(
+            plan=f"plans/{i}.json", target_ms=None, predicted_ms=0.30 + 0.12 * i, measured_ms=0.32 + 0.13 * i,
+            ratio=1.292 / (0.32 + 0.13 * i), damage=0.08 / (i + 1) ** 2, agreement=1 - 0.07 / (i + 1) ** 2,
+            judged="before any training", options=6 - i, beaten=i == 3,
+        )
+        for i in range(5)
+    )  # fmt: skip
+    return sample_report(
+        devices=devices(), models=tuple(rows), measured_warnings=seen, precisions=precision_rows(), frontier=front
+    )
+
+
+def wide_report() -> Report:
+    """300 operators, 100 levers not used, names as long as timm's."""
+    names = tuple(f"features.{i // 6}.block.{i % 6}.very_long_module_name.conv_{i % 3}" for i in range(300))
+    kinds = ("conv", "conv", "hard_swish", "add", "squeeze_excite_scale")
+
+    def side(scale: float) -> tuple[OperatorBar, ...]:
+        return tuple(
+            OperatorBar(name=name, kind=kinds[i % 5], ms=scale * (0.3 + i % 7) / 10) for i, name in enumerate(names)
+        )
+
+    rows = tuple(
+        PrecisionRow(name=name, kind=kinds[i % 5], precision="fp16" if i % 5 == 2 else "int8",
+                     reason="this runtime has no int8 form of hard-swish" if i % 5 == 2 else None)
+        for i, name in enumerate(names)
+    )  # fmt: skip
+    before, after = side(1.0), side(0.4)
+    return sample_report(
+        operators_before=before, operators_after=after, predicted_before=before, predicted_after=after,
+        precisions=rows, rejected=rejected_rows(100), samples={f"m{i}": samples(1.0 + i, 3000) for i in range(4)},
+    )  # fmt: skip
+
+
 REPORTS = {
     "met": sample_report,
     "missed": missed_report,
@@ -360,6 +494,8 @@ REPORTS = {
     "no budget": no_budget_report,
     "hostile": hostile_report,
     "deep": deep_report,
+    "many devices": many_devices_report,
+    "wide": wide_report,
 }
 
 

@@ -1,7 +1,7 @@
 """The measuring protocol: what is asked of a device, what its raw samples say, and how far they can be trusted."""
 
 from mobilekit.bench.advice import FEW_ROUNDS, warning_of_spread, warnings_about
-from mobilekit.bench.comparison import LEVEL, SESSION, Comparison, Repeats, compare, repeat
+from mobilekit.bench.comparison import LEVEL, SESSION, Comparison, Repeats, compare, joined, repeat
 from mobilekit.bench.figures import Clock, clock_of, median_ms, min_ms, p90_ms, reference_ratio, row, samples_ms
 from mobilekit.bench.protocol import COMPARE, COOL_SECONDS, FILES, MEASURE, MLPERF, Settings, measure
 
@@ -20,6 +20,7 @@ __all__ = [
     "Settings",
     "clock_of",
     "compare",
+    "joined",
     "measure",
     "median_ms",
     "min_ms",

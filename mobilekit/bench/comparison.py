@@ -28,6 +28,11 @@ class Repeats(NamedTuple):
     most: int
     within: float
 
+    def narrow(self, interval: tuple[float, float]) -> bool:
+        """Whether an interval reaches no further than that."""
+        low, high = interval
+        return low > 0 and math.log(high / low) <= 2 * self.within
+
 
 class Comparison(Value):
     """Two models that ran in turn, in one session or in several, and by how much the second was faster."""
@@ -94,8 +99,8 @@ class Comparison(Value):
         clock = "wall" if "wall" in taken else clock  # CPU time of one is not compared with wall time of the other
         each = [ratios(samples_ms(before, clock), samples_ms(after, clock)) for before, after in sessions]
         return cls(
-            baseline=_joined([before for before, _ in sessions]),
-            candidate=_joined([after for _, after in sessions]),
+            baseline=joined([before for before, _ in sessions]),
+            candidate=joined([after for _, after in sessions]),
             clock=clock,
             rounds=tuple(len(found) for found in each),
             ratio=median([ratio for found in each for ratio in found]),
@@ -103,13 +108,23 @@ class Comparison(Value):
         )
 
 
-def _joined(sessions: Sequence[Measurement]) -> Measurement:
-    """One measurement with the rounds of several."""
+def joined(sessions: Sequence[Measurement]) -> Measurement:
+    """One measurement with the rounds of several; the rest is the first one's, and of what they noticed the worst."""
     first, last = sessions[0], sessions[-1]
     lists = ("samples_ms", "cpu_samples_ms", "reference_ms")
     rounds = {name: tuple(ms for session in sessions for ms in getattr(session, name)) for name in lists}
-    cpus = tuple(sorted({cpu for session in sessions for cpu in session.cpus}))
-    return first.model_copy(update={**rounds, "cpus": cpus, "temperature_after_c": last.temperature_after_c})
+    steady = [session.stable for session in sessions if session.stable is not None]
+    held = [session.throttled for session in sessions if session.throttled is not None]
+    return first.model_copy(
+        update={
+            **rounds,
+            "cpus": tuple(sorted({cpu for session in sessions for cpu in session.cpus})),
+            "temperature_after_c": last.temperature_after_c,
+            "thermal_after": last.thermal_after,
+            "stable": all(steady) if steady else None,
+            "throttled": any(held) if held else None,
+        }
+    )
 
 
 def repeat(
@@ -130,8 +145,8 @@ def repeat(
             continue
         found = Comparison.of(*pairs, clock=budget.clock)
         in_ms = budget.latency_ms is not None
-        low, high = found.latency_interval_ms(found.candidate) if in_ms else found.interval
-        if len(pairs) >= repeats.most or math.log(high / low) <= 2 * repeats.within:
+        interval = found.latency_interval_ms(found.candidate) if in_ms else found.interval
+        if len(pairs) >= repeats.most or repeats.narrow(interval):
             return found
 
 

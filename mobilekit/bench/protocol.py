@@ -34,7 +34,7 @@ COMPARE: Settings = {"runs": 3000, "max_seconds": 10.0}
 comparison sees one of its states only. On a two-thread core whose other thread was busy, the paired ratio of two
 networks ranged over 18 % in repeats of 2 s, 14 % in 5 s and 7 % in 10 s."""
 
-FILES: Settings = {"runs": 50, "least_runs": 50, "least_seconds": 5.0, "max_seconds": 60.0, "warm_until_stable": True}
+FILES: Settings = {"runs": 50, "least_runs": 50, "least_seconds": 5.0, "max_seconds": 30.0, "warm_until_stable": True}
 """Of `mobilekit measure`: at least 50 runs and five seconds."""
 MLPERF: Settings = {**FILES, "runs": 1024, "least_runs": 1024, "least_seconds": 60.0, "max_seconds": 1800.0}
 """The least of MLPerf Mobile's single-stream scenario (arXiv:2012.02328): 1,024 runs and a minute."""

@@ -7,17 +7,19 @@ import sys
 
 import typer
 
-from mobilekit.cli import packing, profiles, sweep
+from mobilekit.cli import doctor, packing, profiles, reports, sweep
 from mobilekit.cli.jobs import app
 from mobilekit.cli.terminal import errors
 from mobilekit.errors import MobilekitError
 
 __all__ = ["app", "main"]
 
+app.command()(doctor.doctor)
 app.command()(packing.pack)
 app.command()(packing.unpack)
 app.command()(sweep.sweep)
 app.add_typer(profiles.app, name="profile")
+app.add_typer(reports.app, name="report")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands of the job: plan, demo, apply, export, report, import, doctor."""
+"""The commands of the job: plan, demo, apply, export, measure, import."""
 
 from __future__ import annotations
 
@@ -219,21 +219,6 @@ def export(  # noqa: PLR0913, PLR0917 -- the options are the contract
 app.command()(measuring.measure)
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a plan.")],
-    open_it: Annotated[bool, typer.Option("--open", help="Show report.html in the browser.")] = False,
-) -> None:
-    """Write the report again from report.json."""
-    from mobilekit import pipeline
-
-    pipeline.rerender(folder)
-    page = (folder / "report.html").resolve()
-    print(page)
-    if open_it:
-        typer.launch(page.as_uri())
-
-
 @app.command("import")
 def import_(
     result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result that the phone app shared.")],
@@ -252,21 +237,6 @@ def import_(
     print(f"{made.model} on {row.device} ({row.origin}): {said}")
     print(f"  {row.samples} runs, line {row.line} of {row.file}")
     print(f"report: {Path(made.report).resolve() if made.report else 'none in this folder'}")
-
-
-@app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """What this machine can export, run and measure, and what to install."""
-    from mobilekit import pipeline
-
-    rows = pipeline.abilities()
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table("what", "state", "how to get it", box=None)
-    for row in rows:
-        table.add_row(row["what"], row["state"], row["remedy"])
-    documents().print(table)
 
 
 # ---------------------------------------------------------------- what they print

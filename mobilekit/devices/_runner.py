@@ -41,8 +41,8 @@ MINIMUM_ROUNDS = 10
 MOST_ROUNDS = 1_000_000
 """Whatever is asked for: a result file holds no more."""
 CHECKPOINT_SECONDS = 2.0
-WARMUP_SHARE = 0.25
-"""Warming up all models takes at most this share of the request's max_seconds (but one run each)."""
+WARMUP_SHARE, WARMUP_SECONDS = 0.25, 30.0
+"""Warming up all models takes at most this share of the request's max_seconds, and so long (but one run each)."""
 STABLE = 1.05
 WINDOWS = 3
 WINDOW_RUNS, WINDOW_SECONDS = 5, 0.1
@@ -274,7 +274,7 @@ def sentence(error: Exception) -> str:
 
 def warm_up(request: Request, journal: Journal) -> None:
     """Run every model some times: lazy allocation, weight packing and caches happen here."""
-    limit = WARMUP_SHARE * request["max_seconds"] / max(1, len(journal.models))
+    limit = min(WARMUP_SHARE * request["max_seconds"], WARMUP_SECONDS) / max(1, len(journal.models))
     for model in list(journal.models):
         say(f"warm {model.index}")
         try:

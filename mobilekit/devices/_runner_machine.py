@@ -144,13 +144,14 @@ def cool_down(limit_c: float | None, seconds: float, root: Path = ROOT) -> float
 
     It does not wait where no zone can be read: `temperature_c` says so.
     """
-    start = time.monotonic()
+    start, waited = time.monotonic(), 0.0
     while limit_c is not None:
-        now, waited = temperature_c(root), time.monotonic() - start
+        now = temperature_c(root)
         if now is None or now <= limit_c or waited >= seconds:
             break
         time.sleep(min(COOLING_STEP, seconds - waited))
-    return time.monotonic() - start
+        waited = time.monotonic() - start
+    return waited
 
 
 class Throttling:

@@ -59,7 +59,7 @@ class DeviceError(MobilekitError):
     """The device could not be reached or made ready: nothing was measured."""
 
     def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.message)
+        super().__init__(f"{trouble.message}: {trouble.remedy}")
         self.trouble = trouble
 
 

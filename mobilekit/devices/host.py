@@ -36,6 +36,11 @@ class Host:
         """This machine."""
         return [cls.name]
 
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """None: nothing is needed."""
+        return None
+
     def info(self) -> DeviceInfo:
         """What this machine is."""
         found = _facts.parse(_collected(), self.name, "host", "host", _versions())

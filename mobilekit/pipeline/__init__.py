@@ -12,8 +12,10 @@ from mobilekit import exportable, registry
 from mobilekit.cost.published import Selection
 from mobilekit.errors import MobilekitError
 from mobilekit.pipeline import exporting, summary
+from mobilekit.pipeline.comparing import compare_results
 from mobilekit.pipeline.exporting import Order, export_workload
 from mobilekit.pipeline.fitting import FitSummary, fit_profile
+from mobilekit.pipeline.health import examine, install_emulator
 from mobilekit.pipeline.listener import Listener
 from mobilekit.pipeline.measuring import Measured, Timing, measure_files
 from mobilekit.pipeline.pricing import build_profile, predict
@@ -46,15 +48,17 @@ __all__ = [
     "Request",
     "Selection",
     "Timing",
-    "abilities",
     "apply",
     "build",
     "build_profile",
+    "compare_results",
     "draw_steps",
+    "examine",
     "export",
     "export_workload",
     "fit_profile",
     "import_result",
+    "install_emulator",
     "measure",
     "measure_files",
     "plan",
@@ -168,19 +172,3 @@ def rerender(folder: Path) -> Report:
     report = summary.read_report(folder)
     summary.render(Store(folder), report)
     return report
-
-
-def abilities() -> list[dict[str, str]]:
-    """What this machine can write and run: rows of what, state and remedy. What `mobilekit doctor` shows."""
-    rows = []
-    for name in registry.names("runtimes"):
-        reason = registry.runtime(name).unavailable()
-        rows.append({"what": f"write {name} files", "state": "missing" if reason else "ready", "remedy": reason or ""})
-    for name in registry.names("devices"):
-        info = registry.device(name).info()
-        versions = ", ".join(f"{runtime} {version}" for runtime, version in sorted(info.versions.items()))
-        state = f"{info.soc}, {info.cores} cores" + (f"; {versions}" if versions else "; no runtime")
-        rows.append(
-            {"what": f"measure on {name}", "state": state, "remedy": "" if versions else "pip install mobilekit"}
-        )
-    return rows

@@ -17,9 +17,13 @@ from mobilekit.types import BenchModel, BenchResult, BenchWarning, Cores, Failur
 
 WARMER_C = 2.0
 """With --one-by-one the gate of the second file on is so many degrees above what the first one began at."""
-COMPARISON_SECONDS = 10.0
-"""Least time of files that are compared: what disturbs a shared machine changes over seconds (`bench.COMPARE`)."""
 WRONG_OUTPUTS = "do not use the file on this device; try another version of the runtime there"
+SESSIONS = bench.Repeats(least=3, most=8, within=0.02)
+"""Of files beside a baseline: a process lays out its memory once, and a machine's neighbour stays for seconds, so that
+rounds of one session repeat better than sessions do. Ratios of single sessions of ten seconds ranged over 7 % on a host
+that was kept busy (`benchmarks/repeatability.py`)."""
+Sessions = list[list[Measurement]]
+"""For each process what it measured."""
 PARITY = "parity"
 """The stage of failures of which the exit code is 1."""
 
@@ -33,6 +37,7 @@ class Timing:
     """Most rounds, and no more warming up than ten runs; None: the protocol's own."""
     mlperf: bool = False
     repeat: int = 1
+    """Where there is a baseline, so many times several sessions."""
     cores: Cores = "any"
     cool_to_c: float | None = None
     one_by_one: bool = False
@@ -46,21 +51,21 @@ class Timing:
         if self.one_by_one and self.baseline is not None:
             raise BadInputError("a --baseline runs in turn with the files: leave out --one-by-one")
 
-    def settings(self, files: int) -> bench.Settings:
-        """The request for so many files in one process."""
+    @property
+    def settings(self) -> bench.Settings:
+        """What is asked of one process."""
         gate: bench.Settings = {"threads": self.threads, "cores": self.cores}
         if self.cool_to_c is not None:
             gate |= {"cool_to_c": self.cool_to_c, "cool_seconds": bench.COOL_SECONDS}
         if self.runs is not None:
             return {**bench.COMPARE, "runs": self.runs, **gate}
         known = bench.MLPERF if self.mlperf else bench.FILES
-        least = max(known["least_seconds"], COMPARISON_SECONDS if files > 1 else 0.0)
-        return {**known, "least_seconds": least, **gate}
+        return {**known, **gate}
 
     @property
     def wanted(self) -> int:
         """Rounds below which there is a warning."""
-        return bench.FEW_ROUNDS if self.runs is not None else self.settings(1)["least_runs"]
+        return bench.FEW_ROUNDS if self.runs is not None else self.settings["least_runs"]
 
 
 class Ratio(Value):
@@ -157,24 +162,35 @@ class _Job:
     def carried_out(self, models: Sequence[BenchModel]) -> Measured:
         """All repeats. What fails in one of them is left out of the next."""
         models = [self._with_inputs(model, number) for number, model in enumerate(models)]
-        sessions: list[list[Measurement]] = []
-        for number in range(self.timing.repeat):
-            measured = self._session(models, outputs=number == 0)
-            sessions.append(measured)
-            paths = {measurement.path for measurement in measured}
-            models = [model for model in models if model.path in paths]
-            if not models:
-                break
+        repeats: list[Sessions] = []
+        while models and len(repeats) < self.timing.repeat:
+            repeats.append(self._sessions(models, outputs=not repeats))
+            models = _still_there(models, repeats[-1][-1])
         found = self.found
-        found.measurements = [measurement for session in sessions for measurement in session]
+        found.measurements = [measurement for sessions in repeats for measurement in _whole(sessions)]
         for measurement in found.measurements:
             found.warnings += bench.warnings_about(measurement, self.timing.wanted)
-        if models and self.timing.baseline is not None:
-            found.ratios = list(_ratios(sessions, self.timing.baseline))
-        if models and len(sessions) > 1:
-            found.repeats = [_repeated(sessions, model.path) for model in models]
+        if self.timing.baseline is not None:
+            together = [session for sessions in repeats for session in sessions]
+            found.ratios = list(_ratios(together, str(self.timing.baseline)))
+        if len(repeats) > 1:
+            found.repeats = [_repeated(repeats, model.path) for model in models]
             found.warnings += [warning for row in found.repeats for warning in _spreads(row)]
         return found
+
+    def _sessions(self, models: Sequence[BenchModel], *, outputs: bool) -> Sessions:
+        """One session, or where there is a baseline as many as it takes to know the ratios to it well enough."""
+        baseline = self.timing.baseline
+        sessions: Sessions = []
+        while True:
+            sessions.append(self._session(models, outputs=outputs and not sessions))
+            models = _still_there(models, sessions[-1])
+            if baseline is None or self.timing.runs is not None or len(sessions) == SESSIONS.most:
+                return sessions
+            intervals = [row.interval for row in _ratios(sessions, str(baseline))]
+            enough = len(sessions) >= SESSIONS.least and all(map(SESSIONS.narrow, intervals))
+            if enough or not intervals or len(models) < 2:
+                return sessions
 
     def _with_inputs(self, model: BenchModel, number: int) -> BenchModel:
         """The model, to be fed its golden inputs where it has some."""
@@ -202,7 +218,7 @@ class _Job:
         groups = [[model] for model in models] if timing.one_by_one else [list(models)]
         gate = timing.cool_to_c
         for group in groups:
-            settings: bench.Settings = {**timing.settings(len(group)), "return_outputs": outputs}
+            settings: bench.Settings = {**timing.settings, "return_outputs": outputs}
             if gate is not None:
                 settings |= {"cool_to_c": gate, "cool_seconds": bench.COOL_SECONDS}
             result = bench.measure(self.device, group, **settings)
@@ -233,38 +249,52 @@ def _clock(measurement: Measurement) -> bench.Clock:
     return "cpu" if measurement.threads == 1 and measurement.cpu_samples_ms else "wall"
 
 
-def _pairs(sessions: Sequence[Sequence[Measurement]], path: str, other: str) -> list[tuple[Measurement, Measurement]]:
+def _still_there(models: Sequence[BenchModel], session: Sequence[Measurement]) -> list[BenchModel]:
+    measured = {measurement.path for measurement in session}
+    return [model for model in models if model.path in measured]
+
+
+def _whole(sessions: Sessions) -> list[Measurement]:
+    """A measurement for each file, with the rounds of all sessions."""
+    return [_joined(sessions, measurement.path) for measurement in sessions[0]]
+
+
+def _joined(sessions: Sessions, path: str) -> Measurement:
+    return bench.joined([measurement for session in sessions for measurement in session if measurement.path == path])
+
+
+def _pairs(sessions: Sessions, path: str, other: str) -> list[tuple[Measurement, Measurement]]:
     """The measurements of two files in each session that holds both."""
     by_path = [{measurement.path: measurement for measurement in session} for session in sessions]
     return [(found[path], found[other]) for found in by_path if path in found and other in found]
 
 
-def _ratios(sessions: Sequence[Sequence[Measurement]], baseline: Path) -> Iterator[Ratio]:
-    for measurement in sessions[-1]:
-        pairs = _pairs(sessions, measurement.path, str(baseline))
-        if measurement.path == str(baseline) or not pairs or not measurement.samples_ms:
+def _ratios(sessions: Sessions, baseline: str) -> Iterator[Ratio]:
+    for measurement in sessions[0] if sessions else []:
+        pairs = _pairs(sessions, measurement.path, baseline)
+        if measurement.path == baseline or not pairs or not measurement.samples_ms:
             continue
         compared = bench.Comparison.of(*pairs, clock=_clock(measurement))
         yield Ratio(
             device=measurement.device,
             model=measurement.model,
-            baseline=baseline.name,
+            baseline=pairs[0][1].model,
             ratio=compared.ratio,
             interval=compared.interval,
             sessions=len(pairs),
         )
 
 
-def _repeated(sessions: Sequence[Sequence[Measurement]], path: str) -> Repeated:
+def _repeated(repeats: Sequence[Sessions], path: str) -> Repeated:
     """A file over all repeats, beside the first one, or beside the reference product where it is alone."""
-    first = sessions[-1][0]
-    own = [next(m for m in session if m.path == path) for session in sessions]
+    own = [_joined(sessions, path) for sessions in repeats]
+    first = repeats[-1][-1][0]
     clock = _clock(own[0])
     medians = tuple(bench.median_ms(measurement, clock) for measurement in own)
-    if len(sessions[-1]) > 1:
+    if len(repeats[-1][-1]) > 1:
         beside = first.model
-        pairs = _pairs(sessions, path, first.path) if path != first.path else []
-        ratios = tuple(bench.Comparison.of(pair, clock=clock).ratio for pair in pairs)
+        pairs = [_pairs(sessions, path, first.path) for sessions in repeats if path != first.path]
+        ratios = tuple(bench.Comparison.of(*found, clock=clock).ratio for found in pairs)
     else:
         beside = "the reference product"
         ratios = tuple(ratio for m in own if (ratio := bench.reference_ratio(m)) is not None)

@@ -15,6 +15,7 @@ from mobilekit.errors import BadInputError
 from mobilekit.pipeline.acceptance import RoundResult
 from mobilekit.pipeline.elsewhere import FurtherRuns
 from mobilekit.pipeline.original import Baseline
+from mobilekit.pipeline.precisions import precision_rows
 from mobilekit.pipeline.rounds import planned
 from mobilekit.pipeline.run import Recorded, Run, written
 from mobilekit.pipeline.shipping import FinalRuns, Shipped, result_of
@@ -141,6 +142,7 @@ def _report(run: Run, found: Findings) -> Report:
         predicted_after=_predicted_bars(estimate),
         samples={m.model: bench.samples_ms(m, budget.clock) for m in pair},
         conditions=_conditions(comparison),
+        precisions=precision_rows(found.candidate, main) if found.candidate and main else (),
         devices=tuple(_device_row(budget, further) for further in found.elsewhere),
         stages=tuple(run.stages.rows),
         failures=tuple(run.stages.failures),

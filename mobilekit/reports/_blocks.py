@@ -10,6 +10,8 @@ from mobilekit.reports._words import DASH
 
 Tone = Literal["", "number", "code", "good", "bad", "warn", "quiet"]
 Basis = Literal["measured", "predicted"]
+SENTENCE = 60
+"""Characters from which an entry of a table takes several lines of a narrow screen."""
 MOST_ROWS = 400
 """Rows of one table that a page shows; report.json has all of them."""
 
@@ -32,6 +34,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     key: str = "not measured"
+    listed: bool = False
+    """Whether a narrow screen shows every row as a list, whatever is in it: none of it may be out of sight."""
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -40,9 +44,16 @@ class Table:
         return tuple(bool(column) and column <= {"number", "quiet"} for column in tones)
 
     @property
-    def wide(self) -> bool:
-        """Whether a narrow screen shows every row as a list: figures fit there in four columns, texts in three."""
-        return len(self.columns) > 3 + all(self.numeric[1:])
+    def form(self) -> Literal["plain", "list", "scroll"]:
+        """How a narrow screen shows it: figures fit there in four columns and texts in three. A wider table with
+        sentences in it becomes a list for every row; one of short entries is scrolled sideways, rows under each other,
+        so that they can be compared."""
+        if self.listed:
+            return "list"
+        if len(self.columns) <= 3 + all(self.numeric[1:]):
+            return "plain"
+        long = any(len(cell.text) > SENTENCE for row in self.rows for cell in row[1:] if cell.tone != "code")
+        return "list" if long else "scroll"
 
     @property
     def legend(self) -> str:
@@ -112,11 +123,12 @@ class Strip:
 
 @dataclass(frozen=True)
 class Strips:
-    """Raw samples of several models on one scale that starts at zero."""
+    """Raw samples of several models on one scale that starts at zero, or, with `closer`, each on a scale of its own."""
 
     kind: ClassVar[str] = "strips"
     caption: str
     strips: tuple[Strip, ...]
+    closer: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,16 +175,41 @@ class Scatter:
     dots: tuple[Dot, ...]
 
 
-Block = Table | Text | Bullets | Bars | Strips | Steps | Scatter
+@dataclass(frozen=True)
+class Spot:
+    """An operator in the map of precisions."""
+
+    precision: str
+    spoken: str
+    """What a pointer shows."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """All operators of a network in the order in which they run, a row for each of its parts."""
+
+    kind: ClassVar[str] = "map"
+    caption: str
+    rows: tuple[tuple[str, tuple[Spot, ...]], ...]
+    legend: tuple[tuple[str, str, str], ...]
+    """Precision, the sign that stands for it, and how many operators have it."""
+
+    @property
+    def signs(self) -> dict[str, str]:
+        """Precision -> what is written in a spot of it."""
+        return {precision: sign for precision, sign, _ in self.legend}
+
+
+Block = Table | Text | Bullets | Bars | Strips | Steps | Scatter | Map
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A table that is long and folded away until asked for."""
+    """What is long, or one of many, and folded away until asked for."""
 
     kind: ClassVar[str] = "fold"
     summary: str
-    table: Table
+    blocks: tuple[Block | Fold | Columns, ...]
 
 
 Group = tuple[str, Basis | Literal[""], tuple[Block | Fold, ...]]

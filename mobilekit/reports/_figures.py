@@ -26,12 +26,14 @@ SCATTER_HEIGHT = 240
 
 
 def draw(figure: Bars | Strips | Steps | Scatter) -> Markup:
-    """The picture as one `<svg>` element, with all of its figures in its accessible name."""
+    """The picture as one `<svg>` element, named by its caption and described with all of its figures."""
     if isinstance(figure, Bars):
         return _bars(figure)
     if isinstance(figure, Scatter):
         return _scatter(figure)
-    return _strips(figure) if isinstance(figure, Strips) else _steps(figure)
+    if isinstance(figure, Steps):
+        return _steps(figure)
+    return closer(figure) if figure.closer else _strips(figure)
 
 
 def ticks(top: float, most: int = 5) -> list[float]:
@@ -51,9 +53,10 @@ def _share(value: float, top: float) -> str:
     return f"{(RIGHT - LEFT) * value / top:.2f}%"
 
 
-def _svg(kind: str, height: float, name: str, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg class="{}" width="100%" height="{:.0f}" role="img" aria-label="{}">')
-    return head.format(kind, height, words.clean(name)) + Markup("").join(parts) + Markup("</svg>")
+def _svg(kind: str, height: float, names: tuple[str, str], parts: Sequence[Markup]) -> Markup:
+    """`names`: what the picture is, and what it says."""
+    head = Markup('<svg class="{}" width="100%" height="{:.0f}" role="img" aria-label="{}"><desc>{}</desc>')
+    return head.format(kind, height, *map(words.clean, names)) + Markup("").join(parts) + Markup("</svg>")
 
 
 def _text(x: str, y: float, text: str, style: str = "") -> Markup:
@@ -90,7 +93,7 @@ def _bars(figure: Bars) -> Markup:
         parts += _bar(bar, bottom + 24 + 20 * i, figure)
     height = bottom + 20 + (20 * len(sums) + 8 if sums else 0)
     spoken = "; ".join(f"{b.label}: {_values(b, figure, spoken=True)}" for b in figure.bars)
-    return _svg("bars " + figure.basis, height, f"{figure.caption}. {spoken}", parts)
+    return _svg("bars " + figure.basis, height, (figure.caption, spoken), parts)
 
 
 def _bar(bar: Bar, y: float, figure: Bars) -> list[Markup]:
@@ -131,22 +134,63 @@ def _strips(figure: Strips) -> Markup:
     for i, strip in enumerate(figure.strips):
         parts += _strip(strip, top, row * i, i)
     spoken = "; ".join(f"{s.label}: {len(s.samples)} samples, median {words.ms(s.median)}" for s in figure.strips)
-    return _svg("strips", height, f"{figure.caption}. {spoken}", parts)
+    return _svg("strips", height, (figure.caption, spoken), parts)
 
 
 def _strip(strip: Strip, top: float, y: float, index: int) -> list[Markup]:
+    return _dots(strip, (0.0, top), y, index)
+
+
+def _dots(strip: Strip, scale: tuple[float, float], y: float, index: int) -> list[Markup]:
+    """Label, median and dots from `y` on; what is outside of the scale is drawn at its edge and counted."""
+    low, high = scale
     step = max(1, math.ceil(len(strip.samples) / MOST_DOTS))
-    shown = strip.samples[::step]
-    beyond = sum(sample > top for sample in strip.samples)
-    note = f"median {words.ms(strip.median)}" + (f", {beyond:,} slower at the edge" if beyond else "")
+    beyond = sum(sample > high for sample in strip.samples)
     parts = [_text("0%", y + 13, words.middle(strip.label, SHORT_LABEL), "start strong")]
+    note = f"median {words.ms(strip.median)}" + (f", {beyond:,} off scale" if beyond else "")
     parts.append(_text("100%", y + 13, note, "end value"))
-    dot = Markup('<circle cx="{}" cy="{:.1f}" r="{:g}"/>')
+    shown = strip.samples[::step]
     spacing = (STRIP_HEIGHT - 8) / max(1, len(shown) - 1)
-    dots = [dot.format(_x(min(max(s, 0.0), top), top), y + 24 + spacing * i, 2) for i, s in enumerate(shown)]
+
+    def place(value: float) -> str:
+        return _x(min(max(value, low), high) - low, high - low)
+
+    dot = Markup('<circle cx="{}" cy="{:.1f}" r="{:g}"/>')
+    dots = [dot.format(place(sample), y + 24 + spacing * i, 2) for i, sample in enumerate(shown)]
     parts += [Markup('<g class="{}">').format("dots first" if index == 0 else "dots"), *dots, Markup("</g>")]
-    x = _x(min(max(strip.median, 0.0), top), top)
+    x = place(strip.median)
     parts.append(_line(x, y + 19, x, y + 21 + STRIP_HEIGHT, "median"))
+    return parts
+
+
+def closer(figure: Strips) -> Markup:
+    """Every strip on its own scale, from its fastest run to where all but a fiftieth are."""
+    row = STRIP_HEIGHT + 52
+    parts: list[Markup] = []
+    for i, strip in enumerate(figure.strips):
+        ordered = sorted(strip.samples)
+        low, high = ordered[0], ordered[min(len(ordered) - 1, math.ceil(0.98 * len(ordered)))]
+        room = 0.06 * (high - low) or 0.05 * abs(high) or 1e-9
+        scale = (low - room, high + room)
+        parts += _between(scale, row * i + 18, row * i + STRIP_HEIGHT + 24)
+        parts += _dots(strip, scale, row * i, i)
+    ends = ((s.label, words.ms(min(s.samples)), words.ms(max(s.samples))) for s in figure.strips)
+    spoken = "; ".join(f"{label}: from {low} to {high}" for label, low, high in ends)
+    return _svg("strips", row * len(figure.strips), (figure.caption, spoken), parts)
+
+
+def _between(scale: tuple[float, float], first: float, last: float) -> list[Markup]:
+    """Grid lines at round numbers of a scale that does not begin at zero."""
+    low, high = scale
+    step = next(iter(ticks(high - low, 4)[1:]), high - low)
+    digits = max(0, 1 - math.floor(math.log10(step))) if step > 0 else 0
+    parts = []
+    for i in range(math.ceil(low / step), math.floor(high / step) + 1):
+        x = _x(i * step - low, high - low)
+        parts.append(_line(x, first, x, last, "grid"))
+        if i * step - low < 0.9 * (high - low):
+            parts.append(_text(x, last + 14, f"{i * step:,.{digits}f}", "tick"))
+    parts.append(_text("100%", last + 14, "ms", "tick end"))
     return parts
 
 
@@ -159,12 +203,12 @@ def _steps(figure: Steps) -> Markup:
     for i, step in enumerate(figure.steps):
         parts += _step(step, top, row * i)
     spoken = "; ".join(f"{s.label}: {_step_values(s)}" for s in figure.steps)
-    return _svg("steps", height, f"{figure.caption}. {spoken}", parts)
+    return _svg("steps", height, (figure.caption, spoken), parts)
 
 
 def _step_values(step: Step) -> str:
-    measured = f"measured {words.ms(step.measured)}" if step.measured is not None else "not measured"
-    return f"predicted {words.number(step.predicted)}, {measured}"
+    measured = f"{words.number(step.measured)} measured" if step.measured is not None else "not measured"
+    return f"{words.number(step.predicted)} predicted, {measured}"
 
 
 def _step(step: Step, top: float, y: float) -> list[Markup]:
@@ -196,7 +240,7 @@ def _scatter(figure: Scatter) -> Markup:
         parts.append(_text("0%", y - 4, words.score(score), "start value"))
     for dot in sorted(figure.dots, key=lambda dot: not dot.original):
         parts.append(_dot(dot, figure, top, _depth(dot.accuracy, low, high)))
-    return _svg("scatter", SCATTER_HEIGHT, f"{figure.caption}. " + "; ".join(map(_dot_spoken, figure.dots)), parts)
+    return _svg("scatter", SCATTER_HEIGHT, (figure.caption, "; ".join(map(_dot_spoken, figure.dots))), parts)
 
 
 def _depth(score: float, low: float, high: float) -> float:

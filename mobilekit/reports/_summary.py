@@ -1,17 +1,15 @@
-"""The first part of the report: the verdict, before and after, predicted against measured."""
+"""The first part of the report: the verdict, and before and after."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from mobilekit.reports import _words as words
 from mobilekit.reports._blocks import (
     Bar,
     Bars,
-    Block,
     Cell,
-    Fold,
     Section,
-    Step,
-    Steps,
     Text,
     Tile,
     Verdict,
@@ -28,7 +26,7 @@ def verdict(report: Report) -> Verdict:
     state = report.verdict or "open"
     asked = words.asked(report.budget)
     want = f"Asked: {words.listed(asked)}." if asked else "No budget was given, so there is nothing to meet."
-    sentences = [want, _measured(report), _predicted(report), _accuracy(report)]
+    sentences = [want, _measured(report), predicted(report), _accuracy(report)]
     if report.verdict == "unreachable":
         sentences.insert(1, _best(report))
     if report.verdict is None and asked and report.result.latency_ms is None:
@@ -64,14 +62,16 @@ def _measured(report: Report) -> str:
     if report.ratio_interval is None:
         return text + "."
     sessions = f", over {words.plural(report.sessions, 'session')}" if report.sessions else ""
-    return f"{text} (90 % interval of the ratio: {_span(report.ratio_interval)}{sessions})."
+    return f"{text} (90 % interval of the ratio: {span(report.ratio_interval)}{sessions})."
 
 
-def _span(interval: tuple[float, float]) -> str:
+def span(interval: tuple[float, float]) -> str:
+    """The ends of an interval."""
     return f"{words.number(interval[0])} to {words.number(interval[1])}"
 
 
-def _predicted(report: Report) -> str:
+def predicted(report: Report) -> str:
+    """The prediction in a sentence."""
     p, before = report.predicted_latency_ms, report.predicted_baseline_ms
     return (
         f"Predicted: {words.ms(p.value)} ({words.number(p.low)} to {words.number(p.high)}, "
@@ -102,7 +102,7 @@ def _best(report: Report) -> str:
 
 def _tiles(report: Report) -> tuple[Tile, ...]:
     before, after = report.baseline, report.result
-    spread = f"90 % interval {_span(report.ratio_interval)}" if report.ratio_interval else "no interval"
+    spread = f"90 % interval {span(report.ratio_interval)}" if report.ratio_interval else "no interval"
     speed = Tile("Speed-up", words.times(report.ratio), spread) if report.ratio is not None else _absent("Speed-up")
     accuracy, size = _absent("Accuracy"), _absent("File size", "not written")
     if after.accuracy is not None:
@@ -137,7 +137,8 @@ def findings(report: Report) -> Section:
         reason = "No budget line was judged." if words.asked(report.budget) else "No budget was given."
         return Section("budget", title, (Text(reason, "quiet"),))
     heads = ("Item", "Limit", "Found", "90 % interval", "Judgement", "Note")
-    return Section("budget", title, (table(heads, [_finding(f) for f in report.findings], key="one figure"),))
+    told = table(heads, [_finding(f) for f in report.findings], key="one figure")
+    return Section("budget", title, (replace(told, listed=True),))
 
 
 def _finding(finding: Finding) -> tuple[Cell, ...]:
@@ -147,8 +148,8 @@ def _finding(finding: Finding) -> tuple[Cell, ...]:
         found = words.amount(words.number(finding.found), unit)
         judgement = Cell("met", "good") if finding.met else Cell("not met", "bad")
     limit = words.amount(words.plain(finding.limit), unit)
-    span = num(words.amount(_span(finding.interval), unit) if finding.interval else words.DASH)
-    return (Cell(_item(finding.item)), num(limit), num(found), span, judgement, Cell(finding.note))
+    ends = num(words.amount(span(finding.interval), unit) if finding.interval else words.DASH)
+    return (Cell(_item(finding.item)), num(limit), num(found), ends, judgement, Cell(finding.note))
 
 
 def _item(name: str) -> str:
@@ -196,7 +197,7 @@ def _latency_intervals(report: Report) -> list[tuple[Cell, ...]]:
     intervals = [report.baseline.latency_interval_ms, report.result.latency_interval_ms]
     if not any(intervals):
         return []
-    cells = [num(f"{_span(found)} ms" if found else "not measured") for found in intervals]
+    cells = [num(f"{span(found)} ms" if found else "not measured") for found in intervals]
     return [(Cell("90 % interval of that median"), *cells, num(words.DASH))]
 
 
@@ -222,60 +223,3 @@ def _shares(report: Report) -> list[Bars]:
     bars = tuple(Bar(name, 100.0, 100 * y / x) for name, x, y in pairs if x and y is not None)
     caption = "What is left of the original, in percent (measured and counted)"
     return [Bars(caption, "measured", bars, "%")] if bars else []
-
-
-def rounds(report: Report) -> Section:
-    """How well the predictions held."""
-    intro = Text(
-        "A round predicts a plan, exports it untrained, measures it in turn with the original, and corrects the device "
-        "profile by what was measured. Milliseconds are those of the machine's speed in that round. "
-        + _predicted(report).replace("Predicted:", "The last prediction:")
-    )
-    if not report.rounds:
-        title = "Predicted against measured"
-        return Section("rounds", title, (intro, Text("No round was measured.", "quiet")))
-    heads = (
-        *("Round", "Options", "Target", "Predicted", "Measured", "Measured over predicted", "Original, measured"),
-        *("Times faster, predicted", "Times faster, measured", "90 % interval", "Accepted"),
-    )
-    rows = [
-        (
-            Cell(f"Round {i}"),
-            num(str(r.options)),
-            num(words.ms(r.target_ms, words.DASH)),
-            num(words.ms(r.predicted_ms)),
-            num(words.ms(r.measured_ms)),
-            num(words.change(r.predicted_ms, r.measured_ms)),
-            num(words.ms(r.baseline_ms)),
-            num(words.number(r.predicted_ratio)),
-            num(words.number(r.ratio)),
-            num(_span(r.ratio_interval) if r.ratio_interval else words.DASH),
-            Cell(words.DASH if r.accepted is None else "yes" if r.accepted else "no"),
-        )
-        for i, r in enumerate(report.rounds, 1)
-    ]
-    blocks: list[Block | Fold] = [intro, table(heads, rows, key="no target, or nothing to compare"), _steps(report)]
-    return Section("rounds", "Predicted against measured", (*blocks, *_kinds(report)))
-
-
-def _kinds(report: Report) -> list[Block | Fold]:
-    """What the runtime's profile said about the prices of kinds."""
-    rows = [
-        (Cell(f"Round {i}"), Cell(k.row, "code"), Cell(k.precision), num(str(k.operators)), num(words.number(k.factor)))
-        for i, r in enumerate(report.rounds, 1)
-        for k in r.kinds
-    ]
-    if not rows:
-        return []
-    heads = ("Round", "Kind", "Precision", "Operators", "Price off by a factor of")
-    title = "Kinds of operators in the runtime's profile, against the whole network"
-    return [Fold(f"{title} ({len(rows)} rows)", table(heads, rows))]
-
-
-def _steps(report: Report) -> Steps:
-    p = report.predicted_latency_ms
-    steps = [Step(f"Round {i}", r.predicted_ms, r.measured_ms, r.target_ms) for i, r in enumerate(report.rounds, 1)]
-    target = report.rounds[-1].target_ms
-    label = "Last prediction" if report.result.latency_ms is None else "Result"
-    final = Step(label, p.value, report.result.latency_ms, target, p.low, p.high)
-    return Steps("Predicted and measured latency", (*steps, final))

@@ -13,6 +13,9 @@ DASH = "—"
 LONGEST = 1200
 """Characters of one message that a page shows; report.json has all of it."""
 
+ABSURD = 1e15
+"""From here on a number has an exponent: only a report.json of somebody else holds such ones."""
+
 # C0 and C1 controls break XML; bidirectional overrides can make a path read as another one.
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
@@ -36,7 +39,7 @@ def middle(text: str, longest: int) -> str:
 
 
 def number(value: float | None, digits: int = 3, missing: str = DASH) -> str:
-    """Significant digits without an exponent, with a real minus sign.
+    """Significant digits without an exponent (below `ABSURD`), with a real minus sign.
 
     >>> number(0.41549), number(1234.5), number(9.996), number(None)
     ('0.415', '1,230', '10.0', '—')
@@ -45,6 +48,8 @@ def number(value: float | None, digits: int = 3, missing: str = DASH) -> str:
         return missing
     if value == 0:
         return "0"
+    if abs(value) >= ABSURD:
+        return f"{value:.{digits - 1}e}".replace("-", "−")
     rounded = float(f"{value:.{digits - 1}e}")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{decimals}f}".replace("-", "−")
@@ -175,6 +180,11 @@ def asked(budget: Budget) -> list[str]:
     if budget.max_drop is not None:
         items.append(f"an accuracy loss of at most {amount(plain(budget.max_drop), 'points')}")
     return items
+
+
+def spaced(name: str) -> str:
+    """A name of ours as words: channel_pruning is channel pruning."""
+    return name.replace("_", " ")
 
 
 def unit_of(item: str) -> str:

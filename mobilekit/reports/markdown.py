@@ -14,6 +14,7 @@ from mobilekit.reports._blocks import (
     Cell,
     Columns,
     Fold,
+    Map,
     Page,
     Scatter,
     Steps,
@@ -79,11 +80,12 @@ def _block(block: Block | Fold | Columns) -> list[str]:
             parts = []
             for title, basis, blocks in block.groups:
                 parts += [
-                    f"### {basis.capitalize()} {title}".replace("  ", " "),
+                    f"### {basis.capitalize()} {escape(title)}".replace("  ", " "),
                     *(part for inner in blocks for part in _block(inner)),
                 ]
         case Fold():
-            parts = [f"<details><summary>{escape(block.summary)}</summary>", *_table(block.table), "</details>"]
+            inside = (part for inner in block.blocks for part in _block(inner))
+            parts = [f"<details><summary>{escape(block.summary)}</summary>", *inside, "</details>"]
         case Table():
             parts = _table(block)
         case Text():
@@ -93,7 +95,9 @@ def _block(block: Block | Fold | Columns) -> list[str]:
         case Bars():
             parts = _table(_bars(block))
         case Strips():
-            parts = _table(_histograms(block))
+            parts = [] if block.closer else _table(_histograms(block))
+        case Map():
+            parts = _map(block)
         case Steps():
             parts = _steps(block)
         case Scatter():
@@ -151,6 +155,16 @@ def _histograms(figure: Strips) -> Table:
     kind = figure.caption.partition(";")[0]
     heads = ("Model", f"0 to {words.ms(top)}, slower runs in the last place")
     return _as_table(heads, rows, kind)
+
+
+def _map(figure: Map) -> list[str]:
+    """A line for each part, a word for each operator."""
+    signs = ", ".join(f"{sign}: {told}" for _, sign, told in figure.legend)
+    rows = (
+        (Cell(part, "code"), Cell(" ".join(figure.signs[spot.precision] for spot in spots)))
+        for part, spots in figure.rows
+    )
+    return _table(_as_table(("Part", signs), rows, figure.caption))
 
 
 def _steps(figure: Steps) -> list[str]:

@@ -1,12 +1,20 @@
-"""JSON Schemas of the documents that apps read and write, made from the types and shipped beside this file."""
+"""JSON Schemas of the documents that apps and measuring programs read and write, made from the types and shipped
+beside this file."""
 
 from __future__ import annotations
 
 import json
 
-from mobilekit.types import Manifest, SharedResult
+from pydantic import BaseModel
 
-DOCUMENTS: dict[str, type[Manifest] | type[SharedResult]] = {"manifest": Manifest, "shared_result": SharedResult}
+from mobilekit.types import Manifest, RunnerRequest, RunnerResult, SharedResult
+
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "manifest": Manifest,
+    "shared_result": SharedResult,
+    "runner_request": RunnerRequest,
+    "runner_result": RunnerResult,
+}
 
 
 def generated(name: str) -> str:

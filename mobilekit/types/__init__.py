@@ -1,5 +1,6 @@
 """The nouns of mobilekit: frozen, validated values that every room hands to the next."""
 
+from mobilekit.types.comparison import ComparedPair, ComparedResults, Difference, RatioTest, TimedSide
 from mobilekit.types.device import (
     Battery,
     Cluster,
@@ -13,6 +14,7 @@ from mobilekit.types.device import (
     RuntimeEntry,
     Validation,
 )
+from mobilekit.types.health import Ability, DeviceState, Health, Machine, PackageState
 from mobilekit.types.manifest import Golden, GoldenTensor, Manifest, ManifestModel, Preprocessing
 from mobilekit.types.measurement import (
     BenchModel,
@@ -85,6 +87,7 @@ from mobilekit.types.values import NonNegative, Origin, Positive, Precision, Run
 
 __all__ = [
     "INPUT_GROUP",
+    "Ability",
     "At",
     "Axis",
     "Battery",
@@ -98,12 +101,16 @@ __all__ = [
     "ChannelGroup",
     "ChosenOption",
     "Cluster",
+    "ComparedPair",
+    "ComparedResults",
     "Cores",
     "CostTable",
     "DeviceInfo",
     "DeviceProfile",
     "DeviceRow",
     "DeviceSettings",
+    "DeviceState",
+    "Difference",
     "Estimate",
     "ExportJob",
     "ExportOptions",
@@ -114,10 +121,12 @@ __all__ = [
     "FrontierRow",
     "Golden",
     "GoldenTensor",
+    "Health",
     "Interval",
     "Json",
     "KindFactor",
     "KindModel",
+    "Machine",
     "Manifest",
     "ManifestModel",
     "Measurement",
@@ -133,6 +142,7 @@ __all__ = [
     "OperatorTime",
     "Option",
     "Origin",
+    "PackageState",
     "Parity",
     "ParityCheck",
     "Plan",
@@ -146,6 +156,7 @@ __all__ = [
     "Provenance",
     "QuantSpec",
     "Range",
+    "RatioTest",
     "RejectedOption",
     "Report",
     "Round",
@@ -159,6 +170,7 @@ __all__ = [
     "Target",
     "TensorData",
     "TensorSpec",
+    "TimedSide",
     "Together",
     "Untraced",
     "Validation",
