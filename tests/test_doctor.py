@@ -335,6 +335,7 @@ def test_a_board_behind_ssh(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.devices
 def test_a_phone_behind_adb_is_seen(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adb_daemon import AdbDaemon
+
     from mobilekit.devices.adb import Adb
 
     monkeypatch.undo()  # look at what is attached after all
