@@ -98,14 +98,15 @@ class Board:
                     (folder / name).symlink_to(found)
         return folder
 
-    def start(self) -> None:
+    def start(self, extra: str = "") -> None:
+        """Listen; lines of `extra` come first in sshd's configuration, and the first of each kind holds."""
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
         assert sshd is not None, "sshd is missing: make test-devices installs it"
         sshd = os.path.realpath(sshd)
         beside = Path(sshd).parents[2] / "usr/lib/openssh/sftp-server"  # of an unpacked package
         sftp = next(path for path in (*map(Path, SFTP), beside) if path.exists())
         config = self.root / "sshd_config"
-        config.write_text(CONFIG.format(port=self.port, root=self.root, sftp=sftp))
+        config.write_text(extra + CONFIG.format(port=self.port, root=self.root, sftp=sftp))
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         log = (self.root / "sshd.log").open("ab")
