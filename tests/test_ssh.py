@@ -762,3 +762,21 @@ def test_a_runner_for_another_processor(board: Board, onnx_file: BenchModel, tmp
         failure = only(device.run(quick(onnx_file)))
     assert "cannot be started" in failure.message
     assert "processor" in failure.remedy
+
+
+@devices
+def test_a_runner_ends_with_a_client_that_is_killed(board: Board, onnx_file: BenchModel, tmp_path: Path) -> None:
+    runner = executable(tmp_path / "hangs", "#!/bin/sh\nexec sleep 1000\n")
+    code = CLIENT.replace("Ssh(sys.argv[1])", "Ssh(sys.argv[1], DeviceSettings(runner=sys.argv[3]))")
+    code = code.replace("BenchRequest\n", "BenchRequest, DeviceSettings\n", 1)
+    client = subprocess.Popen([sys.executable, "-c", code, board.address, onnx_file.path, str(runner)])
+    try:
+        wait_for(lambda: board.running("sleep 1000"), "the runner")
+    finally:
+        client.kill()
+        client.wait()
+    wait_for(lambda: not board.running(), "the end of the runner", 10.0)
+    for job in board.jobs():  # the next client removes it after a day
+        os.utime(job, (0, 0))
+    with connected(board) as device:
+        device.info()
