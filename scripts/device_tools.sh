@@ -32,3 +32,6 @@ if [ -x "$1/bin/python" ] && bundled=$("$1/bin/python" -c 'import adbutils; prin
     ln -sf "$bundled" "$tools/adb"
 fi
 provide adb adb /usr/bin/adb
+# Android's shell and commands; without them the tests of a device that has these are skipped
+(provide mksh mksh /bin/mksh) || true
+(provide toybox toybox /bin/toybox) || true

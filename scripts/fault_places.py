@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+
+HOOK = """
+import builtins, os, sys, time
+
+# Tells which stage a measuring program has reached, and waits there for what is done to it.
+FILE, plain = os.environ.get("FAULT_STAGES"), builtins.print
+
+def told(*words, **named):
+    plain(*words, **named)
+    stage = str(words[0]).split(" ")[0] if words else ""
+    if FILE and stage in ("load", "warm", "rounds", "operators") and "runner" in sys.argv[0]:
+        with open(FILE, "a") as file:
+            file.write(stage + "\\n")
+        time.sleep(2 if stage != "rounds" else 0)
+
+builtins.print = told
+"""
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
 @dataclass
@@ -21,34 +43,34 @@ class Place:
     kind: str
     spec: str
     root: Path
-    """All that the device side keeps and starts lies or runs in here."""
     jobs: Path
-    """What must be empty when nothing is measured."""
+    """What is empty when nothing is measured."""
     environment: dict[str, str] = field(default_factory=dict)
     """Of the command on this side."""
+    machine: Any = None
+    """The board or the phone."""
+    setup: str = ""
+    """Python that the command runs first."""
 
-    def stage(self) -> str:
-        """What the measuring program said last; "" where it says nothing yet."""
-        said = ""
-        for path in [*self.root.rglob("stdout"), *self.root.rglob("out")]:
-            with contextlib.suppress(OSError):
-                lines = path.read_text(errors="replace").split("\n")[:-1]
-                said = lines[-1] if lines else said
-        return said.partition(" ")[0]
+    @property
+    def stages(self) -> list[str]:
+        """The stages that the measuring program has reached."""
+        path = self.root / "stages"
+        return path.read_text().split() if path.exists() else []
+
+    def forget(self) -> None:
+        """Before the next fault."""
+        (self.root / "stages").unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
-        """Measuring programs and what they started that run in the place."""
-        mark = str(self.root).encode()
+        """What measures in the place, and what was started by it."""
+        mark = f"FAULT_STAGES={self.root}/stages".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes()
-                where = os.readlink(folder / "cwd").encode()
-                if (
-                    (mark in words or where.startswith(mark))
-                    and b"runner" in words
-                    and b"mobilekit measure" not in words
-                ):
+                inside = mark in (folder / "environ").read_bytes().split(b"\0")
+                if inside and words and (b"runner" in words or b"program" in words):
                     found.append(int(folder.name))
         return found
 
@@ -56,20 +78,81 @@ class Place:
         """Names of the jobs' folders that are there."""
         return sorted(path.name for path in self.jobs.glob("*")) if self.jobs.is_dir() else []
 
-    def cut(self) -> None:
-        """Break the connection."""
-        raise NotImplementedError
-
-    def kill_program(self) -> None:
-        """kill -9 of the measuring program."""
+    def clean(self) -> None:
+        """Remove what a fault left, so that the next one starts from nothing."""
         for process in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        if self.jobs.is_dir():
+            for path in self.jobs.glob("*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def cut(self) -> None:
+        """Break the connection, at once."""
+        if self.kind == "adb":
+            self.machine.disconnect()
+        else:
+            for session in self.machine.sessions():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(session, signal.SIGKILL)
+
+
+def hooks(root: Path) -> dict[str, str]:
+    """Environment of a measuring program that tells its stages."""
+    folder = root / "hooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(HOOK)
+    return {"PYTHONPATH": str(folder), "FAULT_STAGES": str(root / "stages")}
 
 
 @contextlib.contextmanager
 def host(root: Path) -> Iterator[Place]:
-    """This machine; its measuring processes keep their files below `root`."""
+    """This machine."""
     scratch = root / "tmp"
     scratch.mkdir(parents=True)
-    yield Place("host", "host", root, scratch, {"TMPDIR": str(scratch)})
+    yield Place("host", "host", root, scratch, {"TMPDIR": str(scratch), **hooks(root)})
+
+
+@contextlib.contextmanager
+def board(root: Path) -> Iterator[Place]:
+    """A Linux board: a real sshd on loopback."""
+    from board import Board
+
+    root.mkdir(parents=True)
+    made = Board(root / "board")
+    made.extra(exports(hooks(root)))
+    made.start()
+    try:
+        environment = {"HOME": str(made.user)}
+        yield Place("ssh", f"ssh:{made.address}", root, made.home / ".cache/mobilekit/jobs", environment, made)
+    finally:
+        made.stop()
+
+
+def exports(environment: dict[str, str]) -> str:
+    """Lines of shell."""
+    return "\n".join(f"export {name}='{text}'" for name, text in environment.items())
+
+
+@contextlib.contextmanager
+def phone(root: Path) -> Iterator[Place]:
+    """An Android device: the adb protocol spoken by a small daemon, to the real adb client."""
+    from adb_daemon import AdbDaemon
+
+    (root / "bin").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    environment = {"ANDROID_ADB_SERVER_PORT": port, "HOME": str(root)}
+    adb = {**os.environ, **environment}
+    python = root / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\n{exports(hooks(root))}\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    folder = root / "device"
+    with AdbDaemon() as made:
+        made.path = f"{root / 'bin'}:{made.path}"
+        subprocess.run(["adb", "start-server"], check=True, capture_output=True, env=adb)
+        try:
+            setup = f"from mobilekit.devices.adb import Adb; Adb.folder = {str(folder)!r}"
+            yield Place("adb", f"adb:{made.serial}", root, folder / "jobs", environment, made, setup)
+        finally:
+            subprocess.run(["adb", "kill-server"], check=False, capture_output=True, env=adb)

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+START = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 20) for number in sys.argv[1:3]]
+for descriptor, own in zip(high, (3, 4)):
+    os.dup2(descriptor, own)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+"""The pipe is on descriptors 3 and 4 by definition."""
 PATIENCE = 120.0
 """Seconds for one answer: the machine may be busy."""
 
@@ -86,6 +95,11 @@ class Browser:
         self.wait("Page.loadEventFired")
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
+    def print_media(self, width: int) -> None:
+        """The page as it would be printed, in a window as wide as the paper."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", media="print", features=[])
+
     def evaluate(self, expression: str) -> Any:
         """The value of an expression on the page."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
@@ -143,10 +157,8 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
         "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
         f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
     )  # fmt: skip
-    # the pipe is on descriptors 3 and 4 by definition; only the numbers are in the shell's text
-    script = f'exec "$@" 3<&{to_read} 4>&{back_write}'
     process = subprocess.Popen(
-        ["/bin/sh", "-c", script, "sh", program, *options],
+        [sys.executable, "-c", START, str(to_read), str(back_write), program, *options],
         pass_fds=(to_read, back_write),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -142,6 +142,26 @@ def model(tmp_path: Path) -> BenchModel:
     return BenchModel(name="small", path=str(write_onnx(tmp_path / "small.onnx")), runtime="onnx")
 
 
+TOOLS = ("cat", "chmod", "find", "grep", "kill", "mkdir", "mv", "rm", "sed", "setsid", "sha256sum", "sleep", "tail",
+         "timeout", "touch", "tr", "uname")  # fmt: skip
+"""What is used on the device."""
+
+
+@pytest.fixture
+def android(phone: AdbDaemon, tmp_path: Path) -> AdbDaemon:
+    """A device with the shell and the commands of Android, and nothing else but a python3."""
+    shell, box = shutil.which("mksh"), shutil.which("toybox")
+    if shell is None or box is None:
+        pytest.skip("mksh and toybox are missing: `make test-devices` installs them where it can")
+    there = tmp_path / "system"
+    there.mkdir()
+    (there / "sh").symlink_to(shell)
+    for tool in TOOLS:
+        (there / tool).symlink_to(box)
+    phone.path = f"{tmp_path / 'bin'}:{there}"
+    return phone
+
+
 def script(path: Path, text: str) -> Path:
     path.write_text(textwrap.dedent(text).lstrip(), encoding="utf-8")
     path.chmod(0o755)
@@ -164,10 +184,10 @@ def running(folder: Path) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes()
-            marked = b"MOBILEKIT_JOB=" in (entry / "environ").read_bytes() and int(entry.name) != os.getpid()
+            ours = f"{folder}/jobs" in command.decode(errors="replace") + os.readlink(entry / "cwd")
         except OSError:
             continue
-        if marked or str(folder).encode() + b"/jobs" in command:
+        if ours:
             found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
 
@@ -246,6 +266,7 @@ STATES = {
     "A1\tno permissions (missing udev rules?); see [http://developer.android.com]": ("may not talk", "plugdev"),
     "A1\trecovery": ("in the state 'recovery'", "adb reboot"),
     "A1\tdevice\nB2\tdevice": ("2 Android devices are connected: A1, B2", "--device adb:A1"),
+    "A1\tdevice": ("the connection to the device 'A1' failed", "cable"),
     "A;reboot\tdevice": ("characters that no serial has", "another device"),
 }
 
@@ -411,6 +432,29 @@ def test_an_old_device(make: Callable[..., AdbDaemon], folder: Path, tmp_path: P
 
 
 @real
+def test_the_shell_and_commands_of_android(android: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
+    old, young = folder / "jobs" / "old", folder / "jobs" / "young"
+    for made in (old, young):
+        made.mkdir(parents=True)
+    three_days_ago = time.time() - 3 * 86400
+    os.utime(old, (three_days_ago, three_days_ago))
+    assert len(measure(android, model).measurements[0].samples_ms) == 12
+    assert jobs(folder) == [young]
+    (kept,) = (folder / "models").iterdir()
+    assert time.time() - kept.stat().st_mtime < 3600
+    changed = kept.stat().st_ctime_ns
+    thread = while_measuring(android, folder, android.disconnect)
+    result = measure(android, model, runner=stubborn(tmp_path))
+    thread.join()
+    assert kept.stat().st_ctime_ns == changed, "it was copied again"
+    assert len(result.measurements[0].samples_ms) == 12
+    assert "broke while it measured" in result.failures[0].message
+    assert jobs(folder) == [young]
+    assert gone(folder)
+    assert "onnx" in Adb(android.serial).info().versions
+
+
+@real
 def test_two_devices_at_the_same_time(make: Callable[..., AdbDaemon], folder: Path, model: BenchModel) -> None:
     devices = make(), make()
     with ThreadPoolExecutor(2) as pool:
@@ -556,23 +600,26 @@ def test_time_is_over(phone: AdbDaemon, folder: Path, model: BenchModel) -> None
     assert gone(folder)
 
 
+WATCHER = """
+    #!/bin/sh
+    if [ "$1" = --watch-stdin ]; then shift; exec 5<&0; (cat <&5 > /dev/null; kill -9 $$) & fi
+    echo started > "$2"
+    exec sleep 1000
+    """
+
+
 @real
-def test_who_asked_is_killed(phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
+@pytest.mark.parametrize("native", [False, True], ids=["python", "native"])
+def test_who_asked_is_killed(native: bool, phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel) -> None:
     """Nothing goes on running; what is left of the job is removed when it is old."""
-    request = BenchRequest(models=(model,), timeout_seconds=100.0).model_dump_json()
-    watcher = """
-        #!/bin/sh
-        if [ "$1" = --watch-stdin ]; then shift; exec 5<&0; (cat <&5 > /dev/null; kill -9 $$) & fi
-        echo started > "$2"
-        sleep 1000 &
-        wait
-        """
-    runner = script(tmp_path / "watcher", watcher.replace("sleep 1000 &\n        wait", "exec sleep 1000"))
+    request = BenchRequest(models=(model,), runs=10**6, max_seconds=90.0, timeout_seconds=100.0).model_dump_json()
+    settings = DeviceSettings(runner=str(script(tmp_path / "watcher", WATCHER)) if native else None)
     code = textwrap.dedent(f"""
         from mobilekit.devices.adb import Adb
         from mobilekit.types import BenchRequest, DeviceSettings
         Adb.folder = {str(folder)!r}
-        Adb({phone.serial!r}, DeviceSettings(runner={str(runner)!r})).run(BenchRequest.model_validate_json({request!r}))
+        settings = DeviceSettings.model_validate_json({settings.model_dump_json()!r})
+        Adb({phone.serial!r}, settings).run(BenchRequest.model_validate_json({request!r}))
     """)
     client = subprocess.Popen([sys.executable, "-c", code])
     assert waited(lambda: list(folder.glob("jobs/*/result.json")))

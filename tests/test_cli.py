@@ -371,17 +371,6 @@ def test_a_network_of_a_layers_table_is_predicted(run: Cli) -> None:
     assert half["latency_ms"] == pytest.approx(full["latency_ms"] / 2)
 
 
-def test_doctor(run: Cli) -> None:
-    done = run("doctor", "--json")
-    assert done.code == 0
-    rows = json.loads(done.out)
-    assert {"write onnx files", "write tflite files", "write coreml files", "measure on host"} <= {
-        r["what"] for r in rows
-    }
-    assert all(set(row) == {"what", "state", "remedy"} for row in rows)
-    assert "measure on host" in run("doctor").out
-
-
 def test_export_and_measure(run: Cli) -> None:
     Path("fresh.py").write_text(FILES["fresh.py"], encoding="utf-8")
     done = run("export", "fresh.py", "--to", "onnx", "--precision", "int8", "--out", "models", "--json")

@@ -190,3 +190,19 @@ def test_importance_of_dead_filters_is_zero_and_not_undefined() -> None:
     nn.init.zeros_(module.get_parameter("0.weight"))
     network = trace(module, example())
     assert importance(module, network, "0").tolist() == [0, 0, 0, 0]
+
+
+# ---------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("kind", registry.device_kinds())
+def test_a_kind_of_device_says_what_is_there_and_what_is_missing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # adb would start its server and see the phones of whoever runs the tests
+    monkeypatch.setitem(sys.modules, "adbutils", None)
+    found = registry.device_kinds()[kind]
+    missing = found.unavailable()
+    assert missing is None or (": " in missing and len(missing.splitlines()) == 1)
+    visible = found.visible()
+    assert all(spec.partition(":")[0] == kind for spec in visible)
+    if missing:
+        assert visible == []

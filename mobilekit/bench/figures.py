@@ -72,5 +72,6 @@ def row(measurement: Measurement, clock: Clock, line: int) -> MeasurementRow:
         energy_mj=measurement.energy_mj,
         instructions=measurement.instructions,
         parity=measurement.parity,
+        beside_host=measurement.beside_host,
         app=measurement.app,
     )

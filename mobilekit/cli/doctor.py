@@ -52,7 +52,7 @@ def _show(found: Health, console: Console) -> None:
     _indented(console, Text(found.machine.system))
     _indented(console, _packages(found.machine))
     _heading(console, "What it can do")
-    _indented(console, _rows(found.abilities))
+    _abilities(console, found.abilities)
     for state in found.devices:
         _heading(console, f"Device {state.device}")
         if state.info is None:
@@ -65,12 +65,24 @@ def _show(found: Health, console: Console) -> None:
         if state.advice:
             console.print()
             _indented(console, Text("Before measuring there:"))
-            _indented(console, _rows(state.advice))
+            _abilities(console, state.advice)
 
 
 def _heading(console: Console, text: str) -> None:
     console.print()
     console.print(Text(text, style="bold"))
+
+
+def _abilities(console: Console, rows: Sequence[Ability]) -> None:
+    """A table, and below it what helps: on lines that are not broken, so that commands can be copied."""
+    lines = [(Text(row.what), Text(row.state, style="yellow" if row.remedy else "")) for row in rows]
+    _indented(console, _table(("what", "state"), lines))
+    if any(row.remedy for row in rows):
+        console.print()
+        _indented(console, Text("What to do:", style="dim"))
+    for row in rows:
+        if row.remedy:
+            console.print(Text(f"    {row.what}: {row.remedy}"), soft_wrap=True)
 
 
 def _indented(console: Console, what: Table | Text) -> None:
@@ -80,30 +92,26 @@ def _indented(console: Console, what: Table | Text) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
+    """Columns without a single entry are left out; the first is not wrapped."""
+    kept = [i for i in range(len(columns)) if any(row[i].plain for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for i in kept:
+        table.add_column(columns[i], no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[i] for i in kept))
+    return table
 
 
 def _packages(machine: Machine) -> Table:
-    table = _table("package", "here", "needed", "for", "")
+    rows = []
     for package in machine.packages:
         if package.name in ENGINES or package.state != "ok":
             style = "" if package.state == "ok" else "yellow"
-            table.add_row(
-                Text(package.name, style=style),
-                Text(package.version or "missing", style=style),
-                Text(package.needed or "any"),
-                Text(package.extra or "mobilekit"),
-                Text(package.remedy),
-            )
-    return table
-
-
-def _rows(rows: Sequence[Ability]) -> Table:
-    table = _table("what", "state", "what to do" if any(row.remedy for row in rows) else "")
-    for row in rows:
-        table.add_row(Text(row.what), Text(row.state, style="yellow" if row.remedy else ""), Text(row.remedy))
-    return table
+            here = Text(package.version or "missing", style=style)
+            needed, wanted_by = Text(package.needed or "any"), Text(package.extra or "mobilekit")
+            rows.append((Text(package.name, style=style), here, needed, wanted_by, Text(package.remedy)))
+    return _table(("package", "here", "needed", "for", "what to do"), rows)
 
 
 # ---------------------------------------------------------------- a device in words
@@ -112,7 +120,8 @@ def _rows(rows: Sequence[Ability]) -> Table:
 def _facts(info: DeviceInfo) -> Iterator[tuple[str, str]]:
     if info.model:
         yield "model", info.model
-    yield "processor", f"{info.soc}, {info.cores} cores" + (f", {info.architecture}" if info.architecture else "")
+    counted = "1 core" if info.cores == 1 else f"{info.cores} cores"
+    yield "processor", f"{info.soc}, {counted}" + (f", {info.architecture}" if info.architecture else "")
     for cluster in info.clusters:
         yield "cluster", _cluster(cluster)
     yield "memory", _memory(info)

@@ -23,7 +23,7 @@ from mobilekit.cli.terminal import (
     listed,
 )
 from mobilekit.errors import BadInputError
-from mobilekit.types import Cores, Measurement
+from mobilekit.types import Cores, Measurement, Parity
 
 if TYPE_CHECKING:
     from mobilekit.pipeline import Measured
@@ -95,9 +95,17 @@ def _tables(found: Measured) -> Iterator[Table]:
         "file", "device", "origin", "CPU median ms", "p90", "min", "wall median", "to reference", "runs", "load ms",
         "first run ms", "peak MB", "mJ", "parity", box=None,
     )  # fmt: skip
+    untimed = [measurement for measurement in found.measurements if not measurement.samples_ms]
     for measurement in found.measurements:
-        rows.add_row(*_cells(measurement))
-    yield rows
+        if measurement.samples_ms:
+            rows.add_row(*_cells(measurement))
+    if rows.row_count or not untimed:
+        yield rows
+    if untimed:
+        rows = Table("file", "device", "origin", "latency", "instructions", "parity", "beside this machine", box=None)
+        for measurement in untimed:
+            rows.add_row(*_untimed_cells(measurement))
+        yield rows
     if found.ratios:
         rows = Table("file", "device", "time to the baseline's", "90 % interval", "baseline", "sessions", box=None)
         for ratio in found.ratios:
@@ -127,14 +135,24 @@ def _cells(measurement: Measurement) -> Iterator[str]:
 
     row = bench.row(measurement, "cpu", 0)
     cpu = row.median_ms if row.clock == "cpu" else None
-    parity = row.parity
     yield from (row_text for row_text in (measurement.model, measurement.device, measurement.origin))
     yield from (figure(value, ".3f") for value in (cpu, row.p90_ms, row.min_ms, row.wall_median_ms))
     yield figure(row.reference_ratio, ".4f")
     yield str(row.samples)
     yield from (figure(value, ".2f") for value in (row.load_ms, row.first_run_ms))
     yield from (figure(value, ".1f") for value in (row.peak_memory_mb, row.energy_mj))
+    yield _closeness(row.parity)
+
+
+def _untimed_cells(measurement: Measurement) -> Iterator[str]:
+    """Of an emulator: what it counted, and how close its outputs are."""
+    counted = measurement.instructions
+    yield from (measurement.model, measurement.device, measurement.origin, "not measured")
+    yield "not counted" if counted is None else f"{counted:,}"
+    yield from (_closeness(measurement.parity), _closeness(measurement.beside_host))
+
+
+def _closeness(parity: Parity | None) -> str:
     if parity is None:
-        yield "not compared"
-    else:
-        yield "bit for bit" if parity.sqnr_db is None else f"{parity.sqnr_db:.1f} dB"
+        return "not compared"
+    return "bit for bit" if parity.sqnr_db is None else f"{parity.sqnr_db:.1f} dB"

@@ -64,14 +64,16 @@ class Entry(NamedTuple):
 def program() -> str:
     """Path of adb: the one on the PATH, else that of the package adbutils. Raises DeviceError where there is none."""
     found = shutil.which("adb")
-    if found is None:
-        try:
-            import adbutils
-
-            found = str(adbutils.adb_path())
-        except (ImportError, OSError, RuntimeError) as error:
-            raise DeviceError(NO_ADB) from error
-    return found
+    if found is not None:
+        return found
+    try:
+        import adbutils
+    except ImportError as error:
+        raise DeviceError(NO_ADB) from error
+    try:
+        return str(adbutils.adb_path())
+    except (adbutils.AdbError, OSError) as error:  # the package of a processor for which it brings no adb
+        raise DeviceError(NO_ADB) from error
 
 
 class Client:

@@ -185,7 +185,7 @@ class Job:
         codes = [int(line[5:]) for line in lines if re.fullmatch(r"exit [0-9]{1,3}", line)]
         if reply.timed_out:
             return reply
-        if not codes and code > 128:  # the script that starts the program was killed
+        if not codes and 128 < code <= 192:  # the script itself was killed; a broken connection is 0 or 255
             codes = [code]
         if not codes or codes[0] == CLIENT_GONE:
             lost = Trouble(f"the connection to the device {shown(self.client.serial)} broke while it measured", CABLE)

@@ -109,6 +109,7 @@ class Model:
             "reference_ms": [],
             "peak_memory_mb": None,
             "energy_mj": None,
+            "instructions": None,
             "operators": [],
             "outputs": [],
         }
@@ -480,17 +481,20 @@ def measure(request: Request, journal: Journal) -> None:
 
 
 def finish(request: Request, journal: Journal) -> None:
-    """Outputs, and the energy of a model that is alone; a model that fails here keeps its samples."""
+    """Outputs, instructions, and the energy of a model that is alone; a model that fails here keeps its samples."""
     meter = machine.meter() if len(request["models"]) == 1 else None
+    counter = machine.instructions()
     for model in journal.models:
         try:
             if request["return_outputs"]:
                 model.row["outputs"] = model.opened.outputs()
+            if counter is not None:
+                model.row["instructions"] = counter.of(model.run)
             if meter is not None:
                 model.row["energy_mj"] = energy_mj(model.run, meter)
         except Exception as error:  # noqa: BLE001
             journal.note("measure", model.index, f"{sentence(error)} (after the rounds)", "run the file by itself")
-    if request["return_outputs"] or meter is not None:
+    if request["return_outputs"] or meter is not None or counter is not None:
         journal.save()
 
 

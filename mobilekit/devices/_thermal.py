@@ -48,11 +48,11 @@ def _android_zones(sections: Mapping[str, str]) -> list[tuple[str, float]]:
     _, _, body = sections.get("thermalservice", "").partition("Current temperatures from HAL:")
     body = body.partition("Current cooling devices")[0]
     rows = []
-    for kind, line in re.findall(r"Temperature\{(?=[^}\n]*mType=(-?\d{1,3}))([^}\n]{1,300})\}", body):
-        value = re.search(r"mValue=([^,}]{1,30})", line)
-        name = re.search(r"mName=([^,}]{1,60})", line)
+    for rest in body.split("Temperature{", MOST_ZONES)[1:]:
+        line = rest[:300].partition("}")[0]
+        kind, value, name = (re.search(rf"\b{key}=([^,]{{1,60}})", line) for key in ("mType", "mValue", "mName"))
         degrees = plausible(value[1], COLDEST_C, HOTTEST_C) if value else None
-        if degrees and name and kind not in NO_TEMPERATURES:  # exactly 0: no sensor is fitted
+        if degrees and name and kind and kind[1] not in NO_TEMPERATURES:  # exactly 0: no sensor is fitted
             rows.append((name[1], degrees))
     return rows
 

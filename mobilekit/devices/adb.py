@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from mobilekit.devices import _facts, _session
@@ -84,20 +85,12 @@ class Adb:
 
     def run(self, request: BenchRequest) -> BenchResult:
         """Time the request's models on the device, as `_session.run` says."""
-        client: Client | None = None
-        origin: Origin = "device"
         try:
             client = find(self.serial)
-            origin = _origin(client)
+            device = _session.Identity(self.name, _origin(client))
         except DeviceError as error:
-            trouble = error.trouble
-
-        def start(asked: BenchRequest, timeout: float) -> Reply:
-            if client is None:
-                raise DeviceError(trouble)
-            return self._start(client, asked, timeout)
-
-        return _session.run(request, _session.Identity(self.name, origin), start)
+            return _session.run(request, _session.Identity(self.name, "device"), partial(_refuse, error.trouble))
+        return _session.run(request, device, partial(self._start, client))
 
     def _start(self, client: Client, request: BenchRequest, timeout: float) -> Reply:
         program = "_runner.py"
@@ -135,6 +128,11 @@ class Adb:
             if facts.architecture not in where:
                 message = f"the runner '{self.runner}' is built for {name}, but the device is {facts.architecture}"
                 raise DeviceError(Trouble(message, remedy))
+
+
+def _refuse(trouble: Trouble, *_: object) -> Reply:
+    """In place of a start that is not possible."""
+    raise DeviceError(trouble)
 
 
 def _origin(client: Client) -> Origin:

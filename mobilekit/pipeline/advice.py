@@ -16,13 +16,15 @@ LITTLE_FREE = 0.15
 """Of all memory; with less, the system begins to swap."""
 GOVERNOR = "echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
 NOT_ROOTED = "nothing, unless the phone is rooted: the warm-up lasts until its times are stable"
+COOL_PHONE = "let it cool down, out of its case and with the screen off, then ask again"
+COOL_BOARD = "let it cool down, give it a fan or a stronger power supply, then ask again"
 
 
 def advice(info: DeviceInfo) -> Iterator[Ability]:
     """Rows of what, state and remedy; none where the device says nothing that would disturb."""
     yield from _governors(info)
     if info.throttled:
-        remedy = "let it cool, give it a fan or a stronger power supply, then ask again"
+        remedy = COOL_PHONE if _phone(info) else COOL_BOARD
         yield Ability(what="throttling", state=info.throttling or "", remedy=remedy)
     hottest = max(info.temperatures_c.items(), key=lambda zone: zone[1], default=None)
     if hottest is not None and hottest[1] >= HOT_C:
@@ -30,6 +32,10 @@ def advice(info: DeviceInfo) -> Iterator[Ability]:
         yield Ability(what="heat", state=state, remedy="let it cool down before measuring")
     yield from _battery(info)
     yield from _memory(info)
+
+
+def _phone(info: DeviceInfo) -> bool:
+    return info.os.startswith("Android")
 
 
 def _governors(info: DeviceInfo) -> Iterator[Ability]:

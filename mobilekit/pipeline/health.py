@@ -32,15 +32,16 @@ def examine(asked: Sequence[str] = ()) -> Health:
     """Everything that `mobilekit doctor` shows.
 
     The devices that can be seen and those of `asked` are all asked at the same time; one that cannot be reached is a
-    row of its own. Raises BadInputError for a specification that cannot be one.
+    row of its own. Raises BadInputError where one of `asked` can be no device.
     """
     kinds = registry.device_kinds()
     seen = {kind: [] if found.unavailable() else found.visible() for kind, found in kinds.items()}
-    specs = dict.fromkeys(["host", *(spec for found in seen.values() for spec in found), *asked])
-    devices = [(spec, registry.device(spec)) for spec in specs]
-    with ThreadPoolExecutor(max_workers=max(1, len(devices))) as pool:
-        states = list(pool.map(lambda pair: _asked(*pair), devices))
-    here = next((state.info for state in states if state.device == "host"), None)
+    for spec in asked:
+        registry.device(spec)
+    specs = list(dict.fromkeys(["host", *(spec for found in seen.values() for spec in found), *asked]))
+    with ThreadPoolExecutor(max_workers=len(specs)) as pool:
+        states = list(pool.map(_state, specs))
+    here = states[0].info
     return Health(
         machine=_machine(),
         abilities=(*_formats(here), *_measuring(kinds, seen, here), *_keys(kinds)),
@@ -122,11 +123,7 @@ def _formats(here: DeviceInfo | None) -> Iterator[Ability]:
         runtime = registry.runtime(name)
         reason = runtime.unavailable() or ""
         yield Ability(what=f"write {name} files", state="missing" if reason else "ready", remedy=reason)
-        evaluated = (
-            "evaluated: mobilekit computes the file's program itself, with PyTorch; no engine of the format is here"
-        )
-        state = "executed by the format's own engine" if runtime.execution == "executed" else evaluated
-        yield Ability(what=f"run {name} files", state="missing" if reason else state, remedy=reason)
+        yield Ability(what=f"run {name} files", state="missing" if reason else HOW[runtime.execution], remedy=reason)
         if here is not None and name not in here.versions:
             yield Ability(what=f"measure {name} files", state="not on this machine", remedy=reason or ELSEWHERE)
 
@@ -143,7 +140,8 @@ def _measuring(
             state = f"{here.soc}, {here.cores} cores; {versions or 'no runtime'}"
             reason = "" if versions else "pip install mobilekit"
         else:
-            state = f"ready; there now: {', '.join(seen[kind])}" if seen[kind] else "ready; none is seen from here"
+            none = f"ready; none is seen: name one with --device {kind}:..."
+            state = f"ready; there now: {', '.join(seen[kind])}" if seen[kind] else none
         yield Ability(what=f"measure on {kind}", state=one_line(state, 300), remedy=reason)
 
 
@@ -158,9 +156,9 @@ def _keys(kinds: dict[str, type[Device]]) -> Iterator[Ability]:
 # ---------------------------------------------------------------- devices
 
 
-def _asked(spec: str, device: Device) -> DeviceState:
+def _state(spec: str) -> DeviceState:
     try:
-        info = device.info()
+        info = registry.device(spec).info()
     except (MobilekitError, OSError) as error:
         said = one_line(str(error) if isinstance(error, MobilekitError) else first_line(error), 380)
         return DeviceState(device=spec, info=None, problem=said or type(error).__name__, advice=())

@@ -174,7 +174,8 @@ class _Job:
             together = [session for sessions in repeats for session in sessions]
             found.ratios = list(_ratios(together, str(self.timing.baseline)))
         if len(repeats) > 1:
-            found.repeats = [_repeated(repeats, model.path) for model in models]
+            timed = {measurement.path for measurement in repeats[-1][-1] if measurement.samples_ms}
+            found.repeats = [_repeated(repeats, model.path) for model in models if model.path in timed]
             found.warnings += [warning for row in found.repeats for warning in _spreads(row)]
         return found
 

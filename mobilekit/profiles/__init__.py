@@ -14,7 +14,7 @@ from mobilekit.errors import BadInputError
 from mobilekit.profiles.explain import explained
 from mobilekit.types import DeviceProfile
 
-__all__ = ["cache_path", "dump", "explained", "load", "names"]
+__all__ = ["cache_folder", "cache_path", "dump", "explained", "load", "names"]
 
 
 def names() -> list[str]:
@@ -60,21 +60,25 @@ def dump(profile: DeviceProfile) -> str:
     return profile.model_dump_json(indent=2) + "\n"
 
 
+def cache_folder() -> Path:
+    """`$MOBILEKIT_CACHE`, else `$XDG_CACHE_HOME/mobilekit`, else `~/.cache/mobilekit`. It is not created."""
+    own = os.environ.get("MOBILEKIT_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(own) if own else Path(shared) / "mobilekit").expanduser()
+
+
 def cache_path(key: str) -> Path:
     """Where the profile that was measured on the machine with this key is kept (`DeviceProfile.key`).
 
-    The folder is `$MOBILEKIT_CACHE`, else `$XDG_CACHE_HOME/mobilekit`, else `~/.cache/mobilekit`. It is not created.
+    In `cache_folder`. It is not created.
 
     >>> cache_path("Some CPU; onnx 1.23").name
     'host-some-cpu-onnx-1-23-cc3790b4.json'
     """
-    own = os.environ.get("MOBILEKIT_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(own) if own else Path(shared) / "mobilekit"
     # The readable part is for people and may be cut; the digest is what keeps two machines apart.
     readable = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")[:60]
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    return folder.expanduser() / f"host-{readable}-{digest}.json"
+    return cache_folder() / f"host-{readable}-{digest}.json"
 
 
 def _parse(data: bytes, subject: str) -> DeviceProfile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,6 +11,7 @@ from mobilekit.reports._words import DASH
 
 Tone = Literal["", "number", "code", "good", "bad", "warn", "quiet"]
 Basis = Literal["measured", "predicted"]
+LONGEST_WORD = 20
 SENTENCE = 60
 """Characters from which an entry of a table takes several lines of a narrow screen."""
 MOST_ROWS = 400
@@ -23,6 +25,11 @@ class Cell:
     text: str
     tone: Tone = ""
     title: str = ""
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether a word in it is so long that it has to be broken somewhere, lest it widens the page."""
+        return any(len(word) > LONGEST_WORD for word in re.split(r"[\s/_.\-]+", self.text))
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ def _beside(groups: list[Rows]) -> list[Block]:
         "Energy of a run (mJ)": lambda rows: _span([row.energy_mj for row in rows], words.DASH),
         "Instructions of a run": lambda rows: _first([row.instructions for row in rows], words.count_of),
         "Parity on the device": lambda rows: _first([row.parity for row in rows], _compared),
+        "Emulated beside this machine": lambda rows: _first([row.beside_host for row in rows], _compared),
     }
     cells = {name: [figure([row for _, row in group]) for group in groups] for name, figure in columns.items()}
     known = [name for name, column in cells.items() if any(text != words.DASH for text in column)]

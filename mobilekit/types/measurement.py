@@ -118,7 +118,8 @@ class Measurement(Value):
     reference_ms: tuple[float, ...] = ()
     """CPU time of the reference matrix product around each run, the mean of before and after; empty where it was not
     asked for."""
-    load_ms: float
+    load_ms: float | None = None
+    """None where nothing is timed: on an emulator."""
     first_run_ms: float | None = None
     """Wall time of the first run after loading, which packs weights and fills caches."""
     peak_memory_mb: float | None = None
@@ -152,6 +153,8 @@ class Measurement(Value):
     """Of one run, counted by an emulator."""
     parity: Parity | None = None
     """Outputs on this device against those of the PyTorch network on golden inputs; None: they were not asked for."""
+    beside_host: Parity | None = None
+    """Outputs of an emulator against those of the machine that emulates, for the same file and inputs."""
     outputs: Annotated[tuple[TensorData, ...], Field(exclude=True)] = ()
     """What it returned, until it was compared; never stored."""
 

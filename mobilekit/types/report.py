@@ -75,6 +75,8 @@ class MeasurementRow(Value):
     """Of one run, counted by an emulator."""
     parity: Parity | None = None
     """Of the outputs on this device; None: they were not compared."""
+    beside_host: Parity | None = None
+    """Of an emulator's outputs against those of the machine that emulates."""
     app: str | None = None
     """Name and version of the app that shared it; None: it was measured from here."""
 
