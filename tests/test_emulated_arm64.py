@@ -192,7 +192,7 @@ def alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_arm64_root, "installed", lambda: found)
     monkeypatch.setattr(_arm64_root, "missing", lambda: None)
     monkeypatch.setattr(_arm64_root, "python", lambda *_: [sys.executable])
-    monkeypatch.setattr(_arm64_root, "environment", lambda _: dict(os.environ))
+    monkeypatch.setattr(_arm64_root, "environment", lambda *_: dict(os.environ))
 
 
 @pytest.mark.usefixtures("alike")
