@@ -98,16 +98,17 @@ def python(place: Path, version: str, counts: Path | None = None) -> list[str]:
     plugin = []
     if counts is not None:
         counts.write_bytes(bytes(COUNTER_BYTES))
-        plugin = ["-plugin", f"{place / 'counter.so'},counts={counts}", "-E", f"MOBILEKIT_INSTRUCTIONS={counts}"]
+        paths = [str(path).replace(",", ",,") for path in (place / "counter.so", counts)]  # QEMU's way to quote
+        plugin = ["-plugin", f"{paths[0]},counts={paths[1]}"]
     return [program, "-cpu", CPU, "-L", str(root), *plugin, str(root / "usr/bin" / f"python{version}")]
 
 
-def environment(place: Path) -> dict[str, str]:
+def environment(place: Path, counts: Path | None = None) -> dict[str, str]:
     """All variables that a program in it sees: none of this machine's, whose libraries are not Arm's.
 
     Without random hashes the interpreter carries out the same instructions every time.
     """
-    return {
+    known = {
         "PATH": "/usr/bin",
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(place / "packages"),
@@ -115,3 +116,4 @@ def environment(place: Path) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
+    return known if counts is None else {**known, "MOBILEKIT_INSTRUCTIONS": str(counts)}

@@ -7,22 +7,19 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mobilekit.devices import _session
 from mobilekit.types import BenchRequest
 
-Command = Callable[[Path], list[str]]
-"""What runs the measuring script, up to its own name; given the folder of the job, which is gone afterwards."""
-
 
 def start(
-    request: BenchRequest, timeout: float, command: Command, environment: Mapping[str, str] | None = None
+    request: BenchRequest, timeout: float, python: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> _session.Reply:
     """Run the measuring script on a request; kills it, and all that it started, when it is not done in time.
 
-    `environment` replaces that of this process.
+    `python` is the command that runs Python scripts; `environment` replaces that of this process.
     """
     with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
         where = Path(folder)
@@ -32,7 +29,7 @@ def start(
         with (where / "stdout").open("wb") as out, (where / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 # standard input: a pipe that ends when this process does, however it ends
-                [*command(where), str(_session.RUNNER), "--watch-stdin", *paths],
+                [*python, str(_session.RUNNER), "--watch-stdin", *paths],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,

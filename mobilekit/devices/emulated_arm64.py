@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,10 @@ def _found() -> _arm64_root.Installed:
 def _start(request: BenchRequest, timeout: float) -> _session.Reply:
     """Run the measuring script in it. Raises DeviceError where it is not installed."""
     found, place = _found(), _arm64_root.folder()
-
-    def command(job: Path) -> list[str]:
-        return _arm64_root.python(place, found.python, None if found.without_counter else job / "counts")
-
-    return _process.start(request, timeout, command, _arm64_root.environment(place))
+    with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+        counts = None if found.without_counter else Path(folder) / "counts"
+        python = _arm64_root.python(place, found.python, counts)
+        return _process.start(request, timeout, python, _arm64_root.environment(place, counts))
 
 
 def _refused(request: BenchRequest, measurements: tuple[Measurement, ...]) -> list[Failure]:

@@ -62,7 +62,7 @@ class Host:
 
 
 def _start(request: BenchRequest, timeout: float) -> _session.Reply:
-    return _process.start(request, timeout, lambda _: [sys.executable])
+    return _process.start(request, timeout, [sys.executable])
 
 
 # ---------------------------------------------------------------- the machine
