@@ -468,7 +468,7 @@ def many_devices_report() -> Report:
 def wide_report() -> Report:
     """300 operators, 100 levers not used, names as long as timm's."""
     names = tuple(f"features.{i // 6}.block.{i % 6}.very_long_module_name.conv_{i % 3}" for i in range(300))
-    kinds = ("conv", "GlobalAveragePool", "hard_swish", "QLinearGlobalAveragePool", "squeeze_excite_scale")
+    kinds = ("conv", "QuantizeLinear", "hard_swish", "QLinearGlobalAveragePool", "squeeze_excite_scale")
 
     def side(scale: float) -> tuple[OperatorBar, ...]:
         return tuple(

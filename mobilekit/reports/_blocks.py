@@ -11,7 +11,7 @@ from mobilekit.reports._words import DASH
 
 Tone = Literal["", "number", "code", "good", "bad", "warn", "quiet"]
 Basis = Literal["measured", "predicted"]
-LONGEST_WORD = 15
+LONGEST_WORD = 12
 SENTENCE = 60
 """Characters from which an entry of a table takes several lines of a narrow screen."""
 MOST_ROWS = 400
