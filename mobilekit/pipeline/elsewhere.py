@@ -39,8 +39,9 @@ def measure_elsewhere(run: Run, shipped: list[Shipped]) -> list[FurtherRuns]:
 
 def _measure_on(run: Run, device: Device, shipped: list[Shipped]) -> FurtherRuns | None:
     # names of devices hold what file names must not; the digest tells apart those that are alike without it
-    plain, digest = re.sub(r"[^A-Za-z0-9.]+", "-", device.name), hashlib.sha256(device.name.encode()).hexdigest()[:6]
-    stage = f"measure on {plain} {digest}"
+    stage = f"measure on {re.sub(r'[^A-Za-z0-9.]+', '-', device.name)}"
+    if not stage.endswith(f" {device.name}"):
+        stage += f" {hashlib.sha256(device.name.encode()).hexdigest()[:6]}"
     there = replace(run, job=replace(run.job, device=device, others=()), stages=run.stages.told_as(stage))
     try:
         return run.stages.run(stage, FurtherRuns, lambda: _measured(there, device, shipped))
