@@ -7,19 +7,17 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple, Unpack
 
-from mobilekit.bench.figures import Clock, median_ms, samples_ms
+from mobilekit.bench.figures import Clock, fast_ms, median_ms, samples_ms
 from mobilekit.bench.protocol import COMPARE, Settings, request
 from mobilekit.errors import MobilekitError
 from mobilekit.interfaces import Device
-from mobilekit.stats import median, median_interval, paired_ratio, percentile, ratios, two_modes
+from mobilekit.stats import median, median_interval, paired_ratio, ratios, two_modes
 from mobilekit.types import BenchModel, Budget, Measurement, Value
 
 SESSION = 0.5
 """Length of one of several sessions, as a share of a comparison."""
 LEVEL = 0.9
 """Of the intervals."""
-FAST = 10
-"""Percentile of the times at the machine's fastest speed."""
 
 
 class Repeats(NamedTuple):
@@ -73,11 +71,8 @@ class Comparison(Value):
 
     @property
     def fast_ratio(self) -> float:
-        """The ratio at the fastest speed that the machine had: of the times that one round of ten stayed under.
-
-        Of a shared machine's speeds only the undisturbed one is repeatable (`docs/decisions/0010`).
-        """
-        before, after = (percentile(samples_ms(m, self.clock), FAST) for m in (self.baseline, self.candidate))
+        """The ratio at the fastest speed that the machine had: of the times that one round of ten stayed under."""
+        before, after = (fast_ms(m, self.clock) for m in (self.baseline, self.candidate))
         return before / after
 
     @property
