@@ -163,16 +163,33 @@ def page(found: list[Row]) -> str:
     return "\n\n".join([
         f"Made by `.venv/bin/python benchmarks/repeatability.py measure report` on {datetime.now(UTC):%Y-%m-%d}; "
         f"{registry.device('host').info().soc}, {os.cpu_count()} CPUs; {numbers}.",
-        f"`mobilekit measure FILES --baseline FILE`, {REPEATS} times, each time a process of its own, while "
+        f"`mobilekit measure FILES --baseline FILE`, {REPEATS} times, each time in three to eight processes, while "
         f"{max((row['busy'] for row in found), default=0)} processes load the machine: one without a pause, one in "
         "bursts of 0.2 to 3 s, with products of matrices or copies of large arrays. Ratios are of CPU time, paired "
         "round by round; a spread is that of the largest over the smallest of the five. The machine is shared with "
         "others, whose load nobody controls.",
         f"That ratios on the loaded machine agree within {CLAIM:.0%} **{verdict}**: the largest spread is "
         f"{worst['loaded']:.1%} (without the loading processes {worst['without']:.1%}).",
+        f"A 90 % interval of one of the five held the ratio of another one in {held(found):.0%} of the cases: it knows "
+        "the load that it met, and not the one of some minutes later.",
         "At full speed: the ratio of the times that one round of ten stayed under.",
         table(found),
     ])  # fmt: skip
+
+
+def held(found: list[Row]) -> float:
+    """Share of the pairs of repeats in which the interval of the one holds the ratio of the other."""
+    inside = []
+    for state in STATES:
+        for (network, name), _ in spreads(found, state):
+            chosen = [row["ratios"][name] for row in found if (row["network"], row["state"]) == (network, state)]
+            inside += [
+                low <= ratio <= high
+                for one, (_, low, high) in enumerate(chosen)
+                for other, (ratio, _, _) in enumerate(chosen)
+                if one != other
+            ]
+    return sum(inside) / max(1, len(inside))
 
 
 def spreads(found: list[Row], state: str) -> Iterator[tuple[tuple[str, str], float]]:
