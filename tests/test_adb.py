@@ -142,8 +142,8 @@ def model(tmp_path: Path) -> BenchModel:
     return BenchModel(name="small", path=str(write_onnx(tmp_path / "small.onnx")), runtime="onnx")
 
 
-TOOLS = ("cat", "chmod", "find", "grep", "kill", "mkdir", "mv", "rm", "sed", "setsid", "sha256sum", "sleep", "tail",
-         "timeout", "touch", "tr", "uname")  # fmt: skip
+TOOLS = ("cat", "chmod", "du", "find", "grep", "kill", "mkdir", "mv", "rm", "sed", "setsid", "sha256sum", "sleep",
+         "tail", "timeout", "touch", "tr", "uname")  # fmt: skip
 """What is used on the device."""
 
 
@@ -379,7 +379,7 @@ def test_a_model_is_copied_once(phone: AdbDaemon, folder: Path, model: BenchMode
     (kept,) = (folder / "models").iterdir()
     first = kept.stat()
     assert measure(phone, model).failures == ()
-    assert (kept.stat().st_ino, kept.stat().st_ctime_ns) == (first.st_ino, first.st_ctime_ns)
+    assert kept.stat().st_ino == first.st_ino
     kept.write_bytes(b"damaged")
     assert measure(phone, model).failures == ()
     assert kept.read_bytes() == Path(model.path).read_bytes()
@@ -436,17 +436,24 @@ def test_the_shell_and_commands_of_android(android: AdbDaemon, folder: Path, tmp
     old, young = folder / "jobs" / "old", folder / "jobs" / "young"
     for made in (old, young):
         made.mkdir(parents=True)
+    unused, recent = folder / "models" / "unused.onnx", folder / "models" / "recent.onnx"
+    unused.parent.mkdir()
+    for large in (unused, recent):
+        large.write_bytes(bytes(110 * 10**6))
+    os.utime(unused, (time.time() - 600, time.time() - 600))
     three_days_ago = time.time() - 3 * 86400
     os.utime(old, (three_days_ago, three_days_ago))
     assert len(measure(android, model).measurements[0].samples_ms) == 12
     assert jobs(folder) == [young]
+    assert not unused.exists(), "there is more than 200 MB"
+    recent.unlink()
     (kept,) = (folder / "models").iterdir()
     assert time.time() - kept.stat().st_mtime < 3600
-    changed = kept.stat().st_ctime_ns
+    first = kept.stat().st_ino
     thread = while_measuring(android, folder, android.disconnect)
     result = measure(android, model, runner=stubborn(tmp_path))
     thread.join()
-    assert kept.stat().st_ctime_ns == changed, "it was copied again"
+    assert kept.stat().st_ino == first, "it was copied again"
     assert len(result.measurements[0].samples_ms) == 12
     assert "broke while it measured" in result.failures[0].message
     assert jobs(folder) == [young]
@@ -735,7 +742,7 @@ def test_a_device_without_python(without: str, phone: AdbDaemon, tmp_path: Path,
     else:
         python.unlink()
         phone.path = str(tmp_path / "bin")
-        for name in ("sh", "mkdir", "find", "uname", "sha256sum", "sed", "rm", "grep", "tail", "cat"):
+        for name in ("sh", "mkdir", "find", "touch", "du", "uname", "sha256sum", "sed", "rm", "grep", "tail", "cat"):
             (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     result = measure(phone, model)
     assert without in result.failures[0].message

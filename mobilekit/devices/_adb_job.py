@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -46,8 +47,10 @@ class Facts(NamedTuple):
 class Job:
     """A folder on the device. Entering it makes it; leaving it ends what still runs and removes it."""
 
-    def __init__(self, client: Client, folder: str) -> None:
+    def __init__(self, client: Client, folder: str, models: Iterable[str] = ()) -> None:
         self.client, self.folder = client, folder
+        self.models = tuple(models)
+        """Names in the folder of models that are wanted."""
         self.id = secrets.token_hex(8)
         self.where = f"{folder}/jobs/{self.id}"
         self.gone = False
@@ -55,7 +58,7 @@ class Job:
 
     def __enter__(self) -> Job:
         try:
-            self.client.push([SCRIPT], f"{self.where}/job.sh")
+            self._copy_script()
             self.facts = self._prepare()
         except BaseException:
             self._close()
@@ -66,6 +69,13 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def _copy_script(self) -> None:
+        wanted = "".join(f"# wanted {name}\n" for name in self.models)
+        with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+            script = Path(folder, "job.sh")
+            script.write_text(SCRIPT.read_text(encoding="utf-8") + wanted, encoding="utf-8", newline="\n")
+            self.client.push([script], f"{self.where}/{script.name}")
 
     def _close(self) -> None:
         # Out of reach: it ends the program by itself, and a later measurement removes what is old.

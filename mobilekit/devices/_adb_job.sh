@@ -17,7 +17,16 @@ python_here() {
     done
 }
 
-# Makes room and says what there is. +1: toybox counts whole days in another way than others; never less than one.
+# Models that were not used for a minute leave when all of them take more than 200 MB: a profile is built of thousands.
+trim() {
+    size=$(du -sk "$folder/models" 2> /dev/null)
+    size=${size%%[!0-9]*}
+    if [ "${size:-0}" -gt 200000 ]; then
+        find "$folder/models" -mindepth 1 -maxdepth 1 -mmin +1 -exec rm -f {} \; 2> /dev/null
+    fi
+}
+
+# Makes room and says what there is, also of the models that are wanted: the comments at the end of this file. +1: toybox counts whole days in another way than others; never less than one.
 prepare() {
     find "$folder/jobs" "$folder/models" -mindepth 1 -maxdepth 1 -mtime +1 -exec rm -rf {} \; 2> /dev/null
     mkdir -p "$folder/models" "$job/new" || return
@@ -27,7 +36,10 @@ prepare() {
         echo "python $python"
         "$python" -c 'import numpy' > /dev/null 2>&1 && echo numpy
     fi
-    sha256sum "$folder"/models/* 2> /dev/null | sed 's/^/model /'
+    sed -n 's/^# wanted //p' "$job/job.sh" | while read -r name; do
+        if [ -f "$folder/models/$name" ]; then touch "$folder/models/$name" && sha256sum "$folder/models/$name"; fi
+    done 2> /dev/null | sed 's/^/model /'
+    trim
     echo end
 }
 
@@ -92,6 +104,7 @@ for name in ("onnxruntime", "tflite-runtime", "ai-edge-litert"):
 
 remove() {
     stop > /dev/null
+    trim
     cd "$folder" && rm -rf "$job" && echo end
 }
 

@@ -76,7 +76,7 @@ class Adb:
     def info(self) -> DeviceInfo:
         """What the device is. Raises DeviceError, with what helps, where it cannot be asked."""
         client = find(self.serial)
-        with Job(client, self.folder) as job, tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+        with Job(client, self.folder) as job, _scratch() as folder:
             script = Path(folder, "facts.sh")
             script.write_text(_facts.COLLECT, encoding="utf-8")
             job.copy({}, {script.name: script})
@@ -97,7 +97,7 @@ class Adb:
         if self.runner is not None:
             program = "runner.py" if self.runner.suffix == ".py" else "runner"
         paths = _names(request)
-        with Job(client, self.folder) as job, tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
+        with Job(client, self.folder, set(paths.values())) as job, _scratch() as folder:
             self._fits(job.facts)
             asked = Path(folder, "request.json")
             text = _session.request_text(request, lambda path: f"{self.folder}/models/{paths[path]}")
@@ -128,6 +128,10 @@ class Adb:
             if facts.architecture not in where:
                 message = f"the runner '{self.runner}' is built for {name}, but the device is {facts.architecture}"
                 raise DeviceError(Trouble(message, remedy))
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="mobilekit-")
 
 
 def _refuse(trouble: Trouble, *_: object) -> Reply:
