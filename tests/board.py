@@ -37,7 +37,6 @@ UsePAM no
 StrictModes no
 PermitRootLogin yes
 ForceCommand {root}/session.sh
-Subsystem sftp {sftp}
 """
 
 
@@ -98,14 +97,16 @@ class Board:
                     (folder / name).symlink_to(found)
         return folder
 
-    def start(self) -> None:
+    def start(self, extra: str = "") -> None:
+        """Listen; `extra` is for sshd's configuration."""
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
         assert sshd is not None, "sshd is missing: make test-devices installs it"
         sshd = os.path.realpath(sshd)
         beside = Path(sshd).parents[2] / "usr/lib/openssh/sftp-server"  # of an unpacked package
         sftp = next(path for path in (*map(Path, SFTP), beside) if path.exists())
         config = self.root / "sshd_config"
-        config.write_text(CONFIG.format(port=self.port, root=self.root, sftp=sftp))
+        subsystem = "" if "Subsystem" in extra else f"Subsystem sftp {sftp}\n"
+        config.write_text(f"{CONFIG.format(port=self.port, root=self.root)}{subsystem}{extra}\n")
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         log = (self.root / "sshd.log").open("ab")

@@ -537,6 +537,20 @@ def test_connection_breaks_while_it_measures(
 
 
 @real
+def test_adbs_server_is_restarted_while_it_measures(
+    phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel
+) -> None:
+    """As other programs do that bring an adb of their own."""
+    thread = while_measuring(phone, folder, lambda: subprocess.run(["adb", "kill-server"], check=True))
+    result = measure(phone, model, runner=stubborn(tmp_path))
+    thread.join()
+    assert len(result.measurements[0].samples_ms) == 12
+    assert "broke while it measured" in result.failures[0].message
+    assert jobs(folder) == []
+    assert gone(folder)
+
+
+@real
 def test_a_device_that_does_not_come_back(
     phone: AdbDaemon, folder: Path, tmp_path: Path, model: BenchModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

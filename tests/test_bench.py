@@ -133,6 +133,26 @@ def test_sessions_are_joined_and_told_apart() -> None:
     assert found.interval[1] > 2.2
 
 
+def test_the_ratio_at_full_speed_does_not_depend_on_how_often_the_machine_was_disturbed() -> None:
+    """At the slow speed the ratio is 1.5; the median says what prevailed."""
+    found = []
+    for disturbed in (0.2, 0.7):
+        slow = np.arange(100) % 10 < 10 * disturbed
+        before, after = np.where(slow, 3.0, 2.0), np.where(slow, 2.0, 1.0)
+        found.append(bench.Comparison.of((measurement("a", before), measurement("b", after))))
+    assert [c.ratio for c in found] == [2.0, 1.5]
+    assert [c.fast_ratio for c in found] == [2.0, 2.0]
+
+
+def test_what_any_session_noticed_stands() -> None:
+    calm = measurement(stable=True, throttled=False, temperature_before_c=40.0, temperature_after_c=41.0)
+    hot = measurement(stable=False, throttled=True, temperature_before_c=50.0, temperature_after_c=60.0)
+    found = bench.joined([calm, hot, calm])
+    assert (found.stable, found.throttled, len(found.samples_ms)) == (False, True, 120)
+    assert (found.temperature_before_c, found.temperature_after_c) == (40.0, 41.0)
+    assert (bench.joined([measurement()]).stable, bench.joined([measurement()]).throttled) == (None, None)
+
+
 def test_the_clock_is_the_budgets() -> None:
     before = measurement("a", [2.0] * 40, samples_ms=(9.0,) * 40)
     found = bench.Comparison.of((before, measurement("b", [1.0] * 40)), clock="wall")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -202,6 +203,10 @@ OTHERS = {
     "measure an empty folder": ("measure .", "holds no model files"),
     "measure with no threads": ("measure absent.onnx --threads 0", "'--threads'"),
     "measure on an unknown device": ("measure model.onnx --device fax", "'fax'.*choose one of .*host"),
+    "compare one": ("report compare .", "Missing argument"),
+    "compare nothing": ("report compare . nowhere", "holds no report.json"),
+    "compare a missing file": ("report compare nowhere .", "'nowhere' does not exist"),
+    "report of too much": ("report a b", "Got unexpected extra argument"),
     "report of nothing": ("report .", "holds no report.json"),
     "report of something else": ("report other", "the report 'other/report.json' is wrong: "),
     "apply nothing": ("apply absent.json fresh.py --out out", "the plan 'absent.json' cannot be read"),
@@ -416,6 +421,17 @@ def test_plan_report_and_apply(run: Cli, tiny: Path, quick: None) -> None:
     report = run("report", "out")
     assert report.out == f"{Path('out', 'report.html').resolve()}\n"
     assert Path("out", "report.html").exists()
+    shutil.copytree("out", "compare")
+    assert run("report", "./compare").out == f"{Path('compare', 'report.html').resolve()}\n"
+    compared = run("report", "compare", "out", "./compare", "--json")
+    assert compared.code == 0, compared.err
+    pairs = json.loads(compared.out)["pairs"]
+    assert {"original", "result"} <= {pair["role"] for pair in pairs}
+    assert {pair["verdict"] for pair in pairs} == {"no difference shown"}
+    assert "result on host: no difference shown" in run("report", "compare", "out", "compare").out
+    rows = json.loads(done.out)["precisions"]
+    assert {row["precision"] for row in rows} <= {"fp32", "int8"}
+    assert len(rows) >= 7
     applied = run("apply", "out/plan.json", tiny, "--out", "again", "--json")
     assert applied.code == 0, applied.err
     rows = [json.loads(text)["plan"] for text in (done.out, applied.out)]

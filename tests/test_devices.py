@@ -491,6 +491,34 @@ def test_outputs_that_cannot_be_computed_cost_no_samples(
     assert "after the rounds" in result.failures[0].message
 
 
+def test_energy_is_that_of_one_run(tmp_path: Path) -> None:
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, content in (("name", "package-0"), ("max_energy_range_uj", "1000000000"), ("energy_uj", "5")):
+        (zone / name).write_text(content)
+
+    def call() -> None:
+        counter = zone / "energy_uj"
+        counter.write_text(str(int(counter.read_text()) + 7000))
+
+    script = runner()
+    meter = script.machine.meter(tmp_path)
+    meter.seconds = 0.05
+    assert script.energy_mj(call, meter) == 7.0
+
+
+def test_setting_the_clock_changes_nothing_but_the_start() -> None:
+    """No script reads the time of day but once."""
+    calls = [
+        ast.unparse(node.func)
+        for path in _session.SCRIPTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    readers = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.today"}
+    assert [call for call in calls if call in readers] == ["datetime.now"]
+
+
 # ---------------------------------------------------------------- operators
 
 

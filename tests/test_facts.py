@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mobilekit import registry
@@ -19,6 +19,8 @@ from mobilekit.devices import _facts, host
 from mobilekit.devices._cores import Cpu, clusters
 from mobilekit.types import Battery, DeviceInfo
 
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""The first draw reads the constants of all modules: seconds on a busy machine."""
 FACTS = Path(__file__).parent / "data" / "facts"
 SHELLS = [
     [path, *rest]
@@ -160,6 +162,7 @@ MAKES = st.tuples(
 )
 
 
+@UNTIMED
 @given(st.lists(MAKES, max_size=20))
 def test_every_cpu_is_in_one_cluster(makes: list[tuple[int | None, int | None, int | None, float | None]]) -> None:
     cpus = [Cpu(index, *made, max_mhz=most) for index, (*made, most) in enumerate(makes)]
@@ -190,6 +193,7 @@ LINES = st.sampled_from(
 NUMBERS = st.one_of(st.integers().map(str), st.floats().map(str), st.sampled_from(["", "٣", "1e400", "-0", "9" * 5000]))
 
 
+@UNTIMED
 @given(
     st.lists(
         st.one_of(LINES, st.text(), st.tuples(LINES, NUMBERS).map(lambda two: two[0].split(":")[0] + ":" + two[1]))
@@ -199,6 +203,7 @@ def test_any_text_is_read_without_an_error(lines: list[str]) -> None:
     check(parse("\n".join(lines)))
 
 
+@UNTIMED
 @given(st.text())
 def test_versions_are_cleaned(text: str) -> None:
     info = _facts.parse("", "x", "ssh", "device", {"onnx": text, text: "1"})

@@ -325,6 +325,7 @@ def test_ratios_are_to_the_baseline(three: Path, monkeypatch: pytest.MonkeyPatch
         ("a.onnx", 0.5, "b.onnx"),
         ("c.onnx", 1.5, "b.onnx"),
     ]
+    assert [row.fast_ratio for row in found.ratios] == [0.5, 1.5]
     assert all(low <= row.ratio <= high for row in found.ratios for low, high in [row.interval])
     assert len(asked.requests) == found.ratios[0].sessions == 3
     assert [len(measurement.samples_ms) for measurement in found.measurements] == [180] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -467,7 +468,7 @@ def many_devices_report() -> Report:
 def wide_report() -> Report:
     """300 operators, 100 levers not used, names as long as timm's."""
     names = tuple(f"features.{i // 6}.block.{i % 6}.very_long_module_name.conv_{i % 3}" for i in range(300))
-    kinds = ("conv", "conv", "hard_swish", "add", "squeeze_excite_scale")
+    kinds = ("conv", "QuantizeLinear", "hard_swish", "QLinearGlobalAveragePool", "squeeze_excite_scale")
 
     def side(scale: float) -> tuple[OperatorBar, ...]:
         return tuple(
@@ -480,8 +481,12 @@ def wide_report() -> Report:
         for i, name in enumerate(names)
     )  # fmt: skip
     before, after = side(1.0), side(0.4)
+    base = sample_report()
+    kind = "top-1 accuracy on the Fashion-MNIST test images"
     return sample_report(
         operators_before=before, operators_after=after, predicted_before=before, predicted_after=after,
+        accuracy_kind=kind, baseline=base.baseline.model_copy(update={"latency_interval_ms": (1.282, 1.305)}),
+        result=base.result.model_copy(update={"latency_interval_ms": (0.4092, 0.4213)}),
         precisions=rows, rejected=rejected_rows(100), samples={f"m{i}": samples(1.0 + i, 3000) for i in range(4)},
     )  # fmt: skip
 
@@ -674,6 +679,168 @@ def test_measured_and_predicted_never_share_a_column(report: Report) -> None:
     page = html(report)
     for name in re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page):
         assert not ("predicted" in name.lower() and "measured" in name.lower()) or name == "Measured over predicted"
+
+
+# ---------------------------------------------------------------- reading it with other eyes
+
+
+def variables(style: str, dark: bool) -> dict[str, tuple[float, float, float]]:
+    """The colours of a theme, each channel from 0 to 1."""
+    blocks = re.findall(r":root \{([^}]*)\}", style.split("@media print {", maxsplit=1)[0])
+    assert len(blocks) == 2
+    found = dict(re.findall(r"--(\w[\w-]*): #([0-9a-f]{6})", blocks[0]))
+    if dark:
+        found |= dict(re.findall(r"--(\w[\w-]*): #([0-9a-f]{6})", blocks[1]))
+    return {name: tuple(int(value[i : i + 2], 16) / 255 for i in (0, 2, 4)) for name, value in found.items()}  # type: ignore[misc]
+
+
+def contrast(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
+    """WCAG 2's contrast ratio."""
+
+    def luminance(colour: tuple[float, float, float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+TEXT_ON = [
+    *((name, paper) for name in ("ink", "soft", "after", "guess") for paper in ("paper", "page")),
+    *((name, f"{name}-back") for name in ("good", "bad", "warn")),
+    *(("paper", "after"), ("ink", "tint"), ("soft", "faint")),
+]
+SHAPES = ("before", "after", "guess", "target", "soft")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_contrast_is_enough_in_both_themes(dark: bool) -> None:
+    style = re.findall(r"<style>(.*?)</style>", html(sample_report()), re.DOTALL)[0]
+    colours = variables(style, dark)
+    assert contrast((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) == pytest.approx(21)
+    for text, back in TEXT_ON:
+        assert contrast(colours[text], colours[back]) >= 4.5, (text, back)
+    for shape in SHAPES:
+        assert contrast(colours[shape], colours["paper"]) >= 3, shape
+
+
+def test_a_policy_forbids_all_but_its_own_style(report: Report) -> None:
+    head = html(report).split("<title>")[0]
+    assert """content="default-src 'none'; style-src 'unsafe-inline'">""" in head
+
+
+def test_the_page_begins_with_a_way_past_its_head(report: Report) -> None:
+    page = outline(html(report))
+    first = next(attrs for tag, attrs in page.tags if tag == "a")
+    assert first == {"class": "skip", "href": "#main"}
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in {"h1", "h2", "h3", "h4"}]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_what_scrolls_is_reached_by_the_keyboard_and_named(report: Report) -> None:
+    for _, attrs in outline(html(report)).tags:
+        if attrs.get("tabindex") is not None:
+            assert (attrs["tabindex"], attrs["role"]) == ("0", "region")
+            assert attrs["aria-label"]
+
+
+# ---------------------------------------------------------------- devices, precisions, warnings
+
+
+@pytest.mark.parametrize("render", [html, markdown])
+def test_every_device_has_its_line_and_its_parts(render: Any) -> None:
+    text = render(many_devices_report())
+    for phrase in (
+        "On every device", "adb:8A1X0P4Q", "Google Tensor G3", "3.97 to 4.16", "Measured on adb:8A1X0P4Q",
+        "On ssh:pi@kitchen operators were not measured one by one.", "Raw samples on ssh:pi@kitchen",
+        "On emulated-arm64 nothing was timed", "Conditions on adb:8A1X0P4Q", "Cortex-X3", "governor sched_pixel",
+        "81 %, not charging, 31.2 °C", "41.2 M", "37.1 dB, top-1 100.0 %", "shared by mobilekit demo 1.2",
+    ):  # fmt: skip
+        assert phrase in text
+
+
+def test_an_emulator_has_no_latency() -> None:
+    line = next(row for row in markdown(many_devices_report()).splitlines() if row.startswith("| emulated-arm64 |"))
+    assert line.startswith("| emulated-arm64 | not measured | not measured | not measured |")
+    rows = [row for row in markdown(many_devices_report()).splitlines() if "| emulated-arm64 | **emulator** |" in row]
+    assert len(rows) == 1
+    assert "not measured | not measured | not measured | 0 |" in rows[0]
+
+
+def test_what_nobody_measured_has_no_column() -> None:
+    text = markdown(many_devices_report())
+    head = "| File | Device | Load (ms) | First run (ms) | Peak memory (MB) | Energy of a run (mJ) |"
+    assert head in text
+    bare = markdown(sample_report())
+    assert "Beside the latency" not in bare
+    rows = list(models())
+    rows[0] = rows[0].model_copy(update={"measurements": (measured(1.292, 1, load_ms=31.0),)})
+    some = markdown(sample_report(models=tuple(rows)))
+    assert "| File | Device | Load (ms) |\n" in some
+    assert (
+        "Not measured on any device: first run, peak memory, energy of a run, instructions of a run and parity" in some
+    )
+
+
+def test_sessions_of_a_file_are_one_line_with_their_range() -> None:
+    text = markdown(many_devices_report())
+    line = next(row for row in text.splitlines() if "0.410 to 0.422" in row)
+    assert line.startswith("| fashion\\_mnist-int8.onnx | host |") or line.startswith(
+        "| fashion_mnist-int8.onnx | host |"
+    )
+    assert "| 5 | 0.410 to 0.422 |" in line
+    assert "| 1,000 |" in line
+
+
+def test_columns_that_are_all_alike_are_said_once() -> None:
+    rows = list(models())
+    rows[2] = rows[2].model_copy(update={"measurements": rows[2].measurements[:1]})
+    text = markdown(sample_report(models=tuple(rows)))
+    assert "**Latency, measured (origin host, threads: 1, CPU time)**" in text
+    assert "| File | Device | Sessions | Median (ms) |" in text
+
+
+def test_the_map_has_a_spot_for_every_operator() -> None:
+    text = html(many_devices_report())
+    picture = re.findall(r'<figure class="map">.*?</figure>', text, re.DOTALL)[0]
+    spots = re.findall(r'<i class="spot (\w+)" title="([^"]*)">(\d+)</i>', picture)
+    assert [(kind, sign) for kind, _, sign in spots] == [
+        ("fp32", "32") if i in {0, 17} else ("int8", "8") for i in range(24)
+    ]
+    assert "stage3.1.conv3 (global pool): fp32" in picture
+    assert "22 in int8" in picture
+    assert re.findall(r"<dt>(.*?)</dt>", picture) == ["stage1", "stage2", "stage3"]
+    assert "Counted in the file itself: 20 in int8 and 2 in fp32" in text
+    assert "| this runtime has no int8 pool | fp32 | 1 |" in markdown(many_devices_report())
+    assert "Not known: no result was written." in html(dry_report())
+
+
+def test_measured_warnings_are_counted_and_shown_with_advice() -> None:
+    text = markdown(many_devices_report())
+    assert "**2 failures and 4 warnings**" in text
+    assert "| throttling | result on adb:8A1X0P4Q | the phone lowered its frequencies after 41 s | let it cool" in text
+
+
+def test_the_result_stands_beside_the_rounds() -> None:
+    text = markdown(sample_report())
+    line = next(row for row in text.splitlines() if row.startswith("| Result |"))
+    assert line.startswith("| Result | 4 | 0.431 ms | 0.422 ms | 0.415 ms | −1.6 % | 1.29 ms |")
+
+
+def test_reasons_of_levers_that_were_not_used_are_all_there() -> None:
+    text = markdown(wide_report())
+    section = text.split("## Tried and not used")[1].split("\n## ")[0]
+    assert section.count("group convolution |") == 100
+    assert "Not used: group convolution at 100 places." in section
+
+
+@pytest.mark.parametrize("values", [(1e300, 1.0), (0.0,), (-3.0, 2.0), (1.0, 1.0), (5e-324, 1e11)])
+def test_any_samples_can_be_drawn(values: tuple[float, ...]) -> None:
+    text = html(sample_report(samples={"x": values}))
+    for picture in re.findall(r'<svg class="strips".*?</svg>', text, re.DOTALL):
+        places = [float(p) for p in re.findall(r'(?:cx|x|x1)="(-?[0-9.]+)%"', picture)]
+        assert all(-1 <= place <= 101 for place in places)
 
 
 # ---------------------------------------------------------------- the verdict

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ensurepip
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import string
 import subprocess
@@ -338,6 +340,59 @@ def test_a_key_of_the_agent_is_used(board: Board, onnx_file: BenchModel, monkeyp
 
 
 @devices
+@pytest.mark.parametrize(
+    ("profile", "config", "message"),
+    [
+        ("echo welcome", "", "prints something when a session begins"),
+        ("exit 3", "", "takes no files"),
+        ("", "Subsystem sftp /nowhere", "takes no files"),
+        ("", "MaxSessions 1", "refused to open a session"),
+    ],
+)
+def test_sessions_that_are_of_no_use(
+    board: Board, onnx_file: BenchModel, profile: str, config: str, message: str
+) -> None:
+    board.stop()
+    board.profile(profile)
+    board.start(config)
+    with connected(board) as device:
+        assert message in only(device.run(quick(onnx_file))).message
+
+
+@devices
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("known_hosts", "nonsense\n", "list of known hosts cannot be read"),
+        ("config", "Port nonsense\n", "~/.ssh/config cannot be read"),
+        ("config", "Ciphers aes128-cbc\n", "share no cipher"),
+        ("id_ed25519", "nonsense\n", "key cannot be read"),
+    ],
+)
+def test_files_of_the_user_that_are_of_no_use(
+    board: Board, onnx_file: BenchModel, name: str, content: str, message: str
+) -> None:
+    (board.user / ".ssh" / name).write_text(content)
+    with connected(board) as device:
+        assert message in only(device.run(quick(onnx_file))).message
+
+
+@devices
+def test_hashed_names_of_hosts_and_a_key_with_a_passphrase(board: Board, onnx_file: BenchModel) -> None:
+    known = board.user / ".ssh/known_hosts"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-H", "-f", str(known)], check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    assert "127.0.0.1" not in known.read_text()
+    with connected(board) as device:
+        assert device.info().cores
+    key = str(board.user / ".ssh/id_ed25519")
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", key], check=True, stdout=subprocess.DEVNULL)
+    with connected(board) as device:
+        assert "ssh-add" in only(device.run(quick(onnx_file))).remedy
+
+
+@devices
 def test_nobody_answers(board: Board, onnx_file: BenchModel) -> None:
     port = free_port()
     for address, message in (
@@ -443,6 +498,16 @@ device.run(BenchRequest(models=(model,), runs=1000000, max_seconds=60))
 
 
 @devices
+def test_nothing_stays_of_a_client_that_says_no_goodbye(board: Board, onnx_file: BenchModel) -> None:
+    code = CLIENT.replace("runs=1000000", "runs=12")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, board.address, onnx_file.path], check=True, capture_output=True
+    )
+    assert done.stderr == b""
+    assert board.jobs() == []
+
+
+@devices
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_runs_on_when_the_client_ends(board: Board, onnx_file: BenchModel, end: signal.Signals) -> None:
     client = subprocess.Popen([sys.executable, "-c", CLIENT, board.address, onnx_file.path], stderr=subprocess.PIPE)
@@ -490,6 +555,31 @@ def test_a_disk_without_room(board: Board, tmp_path: Path, room: str) -> None:
         assert "disk" in failure.message
         assert "is full" in failure.message
         assert "free some space" in failure.remedy
+        assert board.jobs() == []
+    finally:
+        subprocess.run(["umount", "-l", str(board.home)], check=True)
+
+
+@devices
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes file systems")
+def test_a_disk_that_fills_up_in_the_middle(board: Board, onnx_file: BenchModel) -> None:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(board.home)], check=False)
+    if done.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        (board.home / "tmp").mkdir()
+        with connected(board) as device:
+            with meanwhile(device, endless(onnx_file)) as found:
+                wait_for(lambda: list(board.home.glob(".cache/mobilekit/jobs/*/result.json")), "the first rounds")
+                with contextlib.suppress(OSError), (board.home / "large").open("wb", buffering=0) as large:
+                    while True:
+                        large.write(bytes(4096))
+            (failure,) = found[0].failures
+            assert len(found[0].measurements[0].samples_ms) > 10
+            assert "No space left on device" in failure.message
+            assert "free some space" in failure.remedy
+            (board.home / "large").unlink()
+            assert device.run(quick(onnx_file)).failures == ()
         assert board.jobs() == []
     finally:
         subprocess.run(["umount", "-l", str(board.home)], check=True)
@@ -582,6 +672,8 @@ def wheels(tmp_path: Path) -> Path:
     folder.mkdir()
     write_wheel(folder, "numpy", {"numpy/__init__.py": ""})
     write_wheel(folder, "onnxruntime", {"onnxruntime/__init__.py": ""})
+    (pip,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    shutil.copy(pip, folder)
     (folder / "other-1.0-cp39-cp39-manylinux2014_riscv64.whl").write_bytes(b"for another processor")
     return folder
 
@@ -610,6 +702,8 @@ def test_wheels_that_do_not_fit_leave_nothing_half(
     board: Board, onnx_file: BenchModel, wheels: Path, tmp_path: Path
 ) -> None:
     board.python(str(bare_python(tmp_path / "bare")))
+    for pip in wheels.glob("pip-*.whl"):  # the one that comes with Python does
+        pip.unlink()
     (wheels / "onnxruntime-9.9-py3-none-any.whl").rename(wheels / "onnxruntime-9.9-cp27-none-any.whl")
     with connected(board, wheels=str(wheels)) as device:
         failure = only(device.run(quick(onnx_file)))
@@ -668,3 +762,21 @@ def test_a_runner_for_another_processor(board: Board, onnx_file: BenchModel, tmp
         failure = only(device.run(quick(onnx_file)))
     assert "cannot be started" in failure.message
     assert "processor" in failure.remedy
+
+
+@devices
+def test_a_runner_ends_with_a_client_that_is_killed(board: Board, onnx_file: BenchModel, tmp_path: Path) -> None:
+    runner = executable(tmp_path / "hangs", "#!/bin/sh\nexec sleep 1000\n")
+    code = CLIENT.replace("Ssh(sys.argv[1])", "Ssh(sys.argv[1], DeviceSettings(runner=sys.argv[3]))")
+    code = code.replace("BenchRequest\n", "BenchRequest, DeviceSettings\n", 1)
+    client = subprocess.Popen([sys.executable, "-c", code, board.address, onnx_file.path, str(runner)])
+    try:
+        wait_for(lambda: board.running("sleep 1000"), "the runner")
+    finally:
+        client.kill()
+        client.wait()
+    wait_for(lambda: not board.running(), "the end of the runner", 10.0)
+    for job in board.jobs():  # the next client removes it after a day
+        os.utime(job, (0, 0))
+    with connected(board) as device:
+        device.info()

@@ -2,7 +2,17 @@
 
 from mobilekit.bench.advice import FEW_ROUNDS, warning_of_spread, warnings_about
 from mobilekit.bench.comparison import LEVEL, SESSION, Comparison, Repeats, compare, joined, repeat
-from mobilekit.bench.figures import Clock, clock_of, median_ms, min_ms, p90_ms, reference_ratio, row, samples_ms
+from mobilekit.bench.figures import (
+    Clock,
+    clock_of,
+    fast_ms,
+    median_ms,
+    min_ms,
+    p90_ms,
+    reference_ratio,
+    row,
+    samples_ms,
+)
 from mobilekit.bench.protocol import COMPARE, COOL_SECONDS, FILES, MEASURE, MLPERF, Settings, measure
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "Settings",
     "clock_of",
     "compare",
+    "fast_ms",
     "joined",
     "measure",
     "median_ms",

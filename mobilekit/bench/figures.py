@@ -35,6 +35,14 @@ def min_ms(measurement: Measurement, clock: Clock = "cpu") -> float:
     return min(samples_ms(measurement, clock))
 
 
+def fast_ms(measurement: Measurement, clock: Clock = "cpu") -> float:
+    """Time at the fastest speed that the machine had: that one round of ten stayed under, milliseconds.
+
+    Of a shared machine's speeds only the undisturbed one is repeatable (`docs/decisions/0010`).
+    """
+    return percentile(samples_ms(measurement, clock), 10)
+
+
 def reference_ratio(measurement: Measurement) -> float | None:
     """Median over rounds of CPU time over that of the reference matrix product; None where that was not timed.
 

@@ -107,7 +107,16 @@ def _tables(found: Measured) -> Iterator[Table]:
             rows.add_row(*_untimed_cells(measurement))
         yield rows
     if found.ratios:
-        rows = Table("file", "device", "time to the baseline's", "90 % interval", "baseline", "sessions", box=None)
+        rows = Table(
+            "file",
+            "device",
+            "time to the baseline's",
+            "90 % interval",
+            "at full speed",
+            "baseline",
+            "sessions",
+            box=None,
+        )
         for ratio in found.ratios:
             low, high = ratio.interval
             rows.add_row(
@@ -115,6 +124,7 @@ def _tables(found: Measured) -> Iterator[Table]:
                 ratio.device,
                 f"{ratio.ratio:.3f}",
                 f"{low:.3f} to {high:.3f}",
+                f"{ratio.fast_ratio:.3f}",
                 ratio.baseline,
                 str(ratio.sessions),
             )

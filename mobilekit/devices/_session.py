@@ -47,6 +47,9 @@ SIGNAL_REMEDIES = {
     "SIGABRT": "the runtime crashed: try another version of it, or export the file again",
 }
 
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
+"""How a program that could not write its result says so."""
+
 
 class Trouble(NamedTuple):
     """What went wrong with a device, and what helps."""
@@ -112,6 +115,8 @@ class Reply:
             return self.lost.remedy
         if self.timed_out:
             return "allow more time (timeout_seconds), or measure fewer models at once"
+        if any(words in self.stderr for words in NO_ROOM):
+            return "free some space on the disk of the device that measures"
         return SIGNAL_REMEDIES.get(signal_name(self.returncode), "run the command again")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -22,6 +23,9 @@ CACHE = ".cache/mobilekit"
 JOBS = f"{CACHE}/jobs"
 STALE_SECONDS = 24 * 3600.0
 """A job that nobody has touched for so long is of a client that was killed."""
+
+AT_ONCE = 8
+"""Files that are on their way together: each costs some six answers of the board, however small it is."""
 
 
 class Folder:
@@ -118,10 +122,12 @@ class Folder:
             with self.client.told(), _tolerated():
                 await self._files.remove(f"{self.path}/{name}")
             self._sent.discard(name)
-        for path, name in names.items():
-            if name not in self._sent:
-                await self._send(Path(path), name)
-                self._sent.add(name)
+        new = list({name: Path(path) for path, name in names.items() if name not in self._sent}.items())
+        for start in range(0, len(new), AT_ONCE):
+            sending = (self._send(path, name) for name, path in new[start : start + AT_ONCE])
+            for ended in await asyncio.gather(*sending, return_exceptions=True):
+                if ended is not None:
+                    raise ended
         return {path: f"{self.home}/{self.path}/{name}" for path, name in names.items()}
 
     async def _send(self, path: Path, name: str) -> None:
@@ -129,6 +135,7 @@ class Folder:
         async with self._writing(path.stat().st_size):
             await self._files.put(str(path), f"{there}.part")
             await self._files.rename(f"{there}.part", there)
+        self._sent.add(name)
 
     async def copy(self, path: Path, folder: str) -> None:
         """Copy a file under its own name into a folder of the job. Raises DeviceError."""

@@ -14,13 +14,14 @@ program=$!
 reader=$!
 (
     trap 'kill "$!" 2> /dev/null; exit' TERM
-    sleep "$seconds" 3<&- &
+    sleep "$seconds" &
     wait "$!"
     kill -9 "$program"
-) 2> /dev/null > /dev/null &
+) 2> /dev/null > /dev/null 3<&- &
 timer=$!
 exec 3<&- < /dev/null
-wait "$program"
+trap '' PIPE # the shell says of a program that it was killed, and nobody may be there to read it
+wait "$program" 2> /dev/null
 code=$?
 kill "$reader" "$timer" 2> /dev/null
 wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,9 +38,10 @@ def measure_elsewhere(run: Run, shipped: list[Shipped]) -> list[FurtherRuns]:
 
 
 def _measure_on(run: Run, device: Device, shipped: list[Shipped]) -> FurtherRuns | None:
-    # names of devices hold what file names must not
-    stage = f"measure elsewhere {hashlib.sha256(device.name.encode()).hexdigest()[:12]}"
-    there = replace(run, job=replace(run.job, device=device, others=()), stages=run.stages.told_as(device.name))
+    # names of devices hold what file names must not; the digest tells apart those that are alike without it
+    plain, digest = re.sub(r"[^A-Za-z0-9.]+", "-", device.name), hashlib.sha256(device.name.encode()).hexdigest()[:6]
+    stage = f"measure on {plain} {digest}"
+    there = replace(run, job=replace(run.job, device=device, others=()), stages=run.stages.told_as(stage))
     try:
         return run.stages.run(stage, FurtherRuns, lambda: _measured(there, device, shipped))
     except StorageError:

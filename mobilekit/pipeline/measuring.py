@@ -78,6 +78,8 @@ class Ratio(Value):
     """Its time over the baseline's: 0.5 means that it takes half the time."""
     interval: tuple[float, float]
     """90 % bootstrap interval, over sessions and rounds."""
+    fast_ratio: float
+    """The same at the fastest speed that the machine had (the tenth percentiles): what a busy machine repeats best."""
     sessions: int
 
 
@@ -282,6 +284,7 @@ def _ratios(sessions: Sessions, baseline: str) -> Iterator[Ratio]:
             baseline=pairs[0][1].model,
             ratio=compared.ratio,
             interval=compared.interval,
+            fast_ratio=compared.fast_ratio,
             sessions=len(pairs),
         )
 

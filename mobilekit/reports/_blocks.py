@@ -11,7 +11,7 @@ from mobilekit.reports._words import DASH
 
 Tone = Literal["", "number", "code", "good", "bad", "warn", "quiet"]
 Basis = Literal["measured", "predicted"]
-LONGEST_WORD = 20
+LONGEST_WORD = 12
 SENTENCE = 60
 """Characters from which an entry of a table takes several lines of a narrow screen."""
 MOST_ROWS = 400
@@ -29,7 +29,8 @@ class Cell:
     @property
     def unbroken(self) -> bool:
         """Whether a word in it is so long that it has to be broken somewhere, lest it widens the page."""
-        return any(len(word) > LONGEST_WORD for word in re.split(r"[\s/_.\-]+", self.text))
+        apart = r"[\s/_.\-]+" if self.tone == "code" else r"\s+"  # paths and names of modules may be broken in between
+        return any(len(word) > LONGEST_WORD for word in re.split(apart, self.text))
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,7 @@ def _measurements(report: Report) -> list[Block | Fold]:
     blocks: list[Block | Fold] = []
     if rows:
         groups = _grouped(rows)
-        blocks.append(
-            table(LATENCY, [_latency(group) for group in groups], "Latency, measured", "no reference was timed")
-        )
+        blocks.append(_latencies(groups))
         blocks.append(Text(EXPLAINED, "quiet"))
         blocks += _beside(groups)
         lines = words.listed(sorted({row.file for _, row in rows}))

@@ -130,6 +130,8 @@ def faster(ratio: float) -> str:
 
 def brief_ms(value: float | None, missing: str = DASH) -> str:
     """Milliseconds of one operator without the unit: no digits below 0.1 microseconds."""
+    if value is not None and 0 < abs(value) < 0.00005:
+        return "under 0.0001"
     if value is not None and 0.00005 <= abs(value) < 0.1:
         return f"{value:.4f}".replace("-", "−")
     return number(value, missing=missing)
