@@ -778,9 +778,7 @@ def test_what_nobody_measured_has_no_column() -> None:
     rows[0] = rows[0].model_copy(update={"measurements": (measured(1.292, 1, load_ms=31.0),)})
     some = markdown(sample_report(models=tuple(rows)))
     assert "| File | Device | Load (ms) |\n" in some
-    assert (
-        "Not measured on any device: first run, peak memory, energy of a run, instructions of a run and parity" in some
-    )
+    assert "Not measured on any device: first run, peak memory, energy of a run, instructions of a run" in some
 
 
 def test_sessions_of_a_file_are_one_line_with_their_range() -> None:
