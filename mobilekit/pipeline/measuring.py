@@ -20,8 +20,8 @@ WARMER_C = 2.0
 WRONG_OUTPUTS = "do not use the file on this device; try another version of the runtime there"
 SESSIONS = bench.Repeats(least=3, most=8, within=0.02)
 """Of files beside a baseline: a process lays out its memory once, and a machine's neighbour stays for seconds, so that
-rounds of one session repeat better than sessions do. Ratios of single sessions of ten seconds ranged over 7 % on a host
-that was kept busy (`benchmarks/repeatability.py`)."""
+rounds of one session repeat better than sessions do. Ratios of single sessions of ten seconds ranged over almost 7 % on
+a host that was kept busy (`benchmarks/repeatability.py`)."""
 Sessions = list[list[Measurement]]
 """For each process what it measured."""
 PARITY = "parity"
