@@ -796,7 +796,7 @@ def test_an_emulator_has_instructions_and_parity_but_no_latency() -> None:
     assert "ms" not in line
     assert "Emulated beside this machine" in text
     assert "29.9 dB, top-1 100.0 %" in text
-    assert re.search(r"81[.,]95\d*|82\.0 M|82 M|81,950,619", text)
+    assert "82.0 M" in text
 
 
 def test_sessions_of_a_file_are_one_line_with_their_range() -> None:
