@@ -781,6 +781,22 @@ def test_what_nobody_measured_has_no_column() -> None:
     assert "Not measured on any device: first run, peak memory, energy of a run, instructions of a run" in some
 
 
+def test_an_emulator_has_instructions_and_parity_but_no_latency() -> None:
+    close = Parity(status="executed", sqnr_db=29.91, cosine=0.9995, top1_agreement=1.0, max_abs_error=0.24, samples=4)
+    nothing = dict.fromkeys(("median_ms", "p90_ms", "min_ms", "wall_median_ms", "reference_ratio"))
+    counted = {"instructions": 81_950_619, "beside_host": close, "samples": 0}
+    emulated = measured(1.0, 1, device="emulated-arm64", origin="emulator", **nothing, **counted)
+    rows = list(models())
+    rows[0] = rows[0].model_copy(update={"measurements": (emulated,)})
+    text = markdown(sample_report(models=tuple(rows)))
+    line = next(row for row in text.splitlines() if "| emulated-arm64 |" in row and "not measured" in row)
+    assert "emulator" in line
+    assert "ms" not in line
+    assert "Emulated beside this machine" in text
+    assert "29.9 dB, top-1 100.0 %" in text
+    assert "82.0 M" in text
+
+
 def test_sessions_of_a_file_are_one_line_with_their_range() -> None:
     text = markdown(many_devices_report())
     line = next(row for row in text.splitlines() if "0.410 to 0.422" in row)

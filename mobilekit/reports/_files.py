@@ -161,6 +161,10 @@ def _span(values: Sequence[float | None], missing: str = "not measured") -> str:
     return low if low == high else f"{low} to {high}"
 
 
+EMULATED = "Emulated beside this machine"
+"""A column that only an emulator can fill: without one nothing is missing."""
+
+
 def _beside(groups: list[Rows]) -> list[Block]:
     """What was measured beside the latency, in columns that hold anything; the rest is named."""
     columns: dict[str, Callable[[list[MeasurementRow]], str]] = {
@@ -170,11 +174,11 @@ def _beside(groups: list[Rows]) -> list[Block]:
         "Energy of a run (mJ)": lambda rows: _span([row.energy_mj for row in rows], words.DASH),
         "Instructions of a run": lambda rows: _first([row.instructions for row in rows], words.count_of),
         "Parity on the device": lambda rows: _first([row.parity for row in rows], _compared),
-        "Emulated beside this machine": lambda rows: _first([row.beside_host for row in rows], _compared),
+        EMULATED: lambda rows: _first([row.beside_host for row in rows], _compared),
     }
     cells = {name: [figure([row for _, row in group]) for group in groups] for name, figure in columns.items()}
     known = [name for name, column in cells.items() if any(text != words.DASH for text in column)]
-    absent = [name.partition(" (")[0].lower() for name in columns if name not in known]
+    absent = [name.partition(" (")[0].lower() for name in columns if name not in (*known, EMULATED)]
     blocks: list[Block] = []
     if known:
         rows = [
