@@ -14,7 +14,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mobilekit needs Python 3.11 or later: make PYTHON=python3.11 setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tflite,coreml,ssh,zoo,distributed,ray,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tflite,coreml,ssh,adb,zoo,distributed,ray,dev]'
 	touch $(STAMP)
 
 demo: setup

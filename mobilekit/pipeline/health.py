@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,8 @@ from packaging.specifiers import SpecifierSet
 
 import mobilekit
 from mobilekit import registry
-from mobilekit.errors import MobilekitError, UnsupportedError, first_line, one_line
+from mobilekit.devices import emulated_arm64
+from mobilekit.errors import MobilekitError, first_line, one_line
 from mobilekit.interfaces import Device, Progress
 from mobilekit.pipeline.advice import advice
 from mobilekit.types import Ability, DeviceInfo, DeviceState, Health, Machine, PackageState
@@ -51,9 +51,7 @@ def examine(asked: Sequence[str] = ()) -> Health:
 
 def install_emulator(progress: Progress) -> None:
     """Install what `--device emulated-arm64` needs. Raises MobilekitError where that cannot be done here."""
-    if "emulated-arm64" not in registry.device_kinds():
-        raise UnsupportedError("this mobilekit has no emulated-arm64 device: install a newer version")
-    importlib.import_module("mobilekit.devices.emulated_arm64").install(progress)
+    emulated_arm64.install(progress)
 
 
 # ---------------------------------------------------------------- the machine

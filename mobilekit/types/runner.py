@@ -121,3 +121,10 @@ class RunnerResult(BaseModel):
     conditions: RunnerConditions
     measurements: Annotated[tuple[RunnerMeasurement, ...], Field(max_length=100_000)]
     failures: Annotated[tuple[RunnerFailure, ...], Field(max_length=100_000)]
+
+    @model_validator(mode="after")
+    def _once(self) -> RunnerResult:
+        indices = [measurement.index for measurement in self.measurements]
+        if len(set(indices)) < len(indices):
+            raise ValueError("a model is measured twice")
+        return self
