@@ -234,6 +234,23 @@ class on_device:  # noqa: N801 -- reads as a statement
             python.write_text(f'#!/bin/sh\n{exports(environment)}\nexec "{sys.executable}" "$@"\n')
 
 
+def broken_copy(place: Place, model: Path) -> Iterator[Seen]:
+    """The connection breaks while a model goes over."""
+    if place.kind == "host":
+        return
+    large = write_onnx(model.with_name("large.onnx"), channels=512, depth=5, size=8)
+    command = measure(place, large, "--runs", "12")
+    if place.kind == "adb":
+        place.machine.faults.drop_after_bytes = 2_000_000
+    else:
+        end = time.monotonic() + SECONDS
+        while not any(path.is_file() for path in place.jobs.rglob("*")) and time.monotonic() < end:
+            time.sleep(0.005)
+        place.cut()
+    size = large.stat().st_size / 1e6
+    yield outcome(place, "the connection breaks", f"while {size:.0f} MB are copied", command, None)
+
+
 def full_disk(place: Place, model: Path) -> Iterator[Seen]:
     """No room for models or results."""
     fault = "the device's disk is full"
@@ -356,10 +373,10 @@ def main() -> None:
             if given.only not in (None, kind):
                 continue
             with place_of(Path(folder, kind)) as place:
-                for trial in (stages, clock, full_disk, wrong_device, hostile):
-                    for seen in trial(place, model):
-                        print(seen, flush=True)
-                        rows.append(seen)
+                trials = stages, clock, broken_copy, full_disk, wrong_device, hostile
+                for seen in (seen for trial in trials for seen in trial(place, model)):
+                    print(seen, flush=True)
+                    rows.append(seen)
     bad = [row for row in rows if row.running or row.again is False]
     text = page(rows)
     given.out.write_text(text, encoding="utf-8")

@@ -586,8 +586,9 @@ def test_a_device_that_does_not_come_back(
 
 
 @real
-def test_a_full_device(phone: AdbDaemon, folder: Path, model: BenchModel) -> None:
-    phone.faults.room = 10_000
+@pytest.mark.parametrize("room", [1_000, 10_000])  # less than the script that removes a job; enough for it
+def test_a_full_device(room: int, phone: AdbDaemon, folder: Path, model: BenchModel) -> None:
+    phone.faults.room = room
     result = measure(phone, model)
     assert result.measurements == ()
     assert "is full" in result.failures[0].message

@@ -59,6 +59,11 @@ class Job:
     def __enter__(self) -> Job:
         try:
             self._copy_script()
+        except BaseException:
+            with contextlib.suppress(DeviceError):  # the script that removes a job did not arrive
+                self.client.call("shell", f"rm -rf {self.where}")
+            raise
+        try:
             self.facts = self._prepare()
         except BaseException:
             self._close()
