@@ -20,7 +20,7 @@ from mobilekit.devices import _session
 from mobilekit.types import BenchModel, BenchRequest, RunnerRequest, RunnerResult
 
 DATA = Path(__file__).with_name("data")
-PAGE = Path(__file__).parent.parent / "docs" / "bench_runner.md"
+PAGE = Path(__file__).parent.parent / "docs" / "bench_protocol.md"
 
 
 def validator(name: str) -> Any:

@@ -2,7 +2,7 @@
 
     python _runner.py [--watch-stdin] REQUEST.json RESULT.json
 
-Needs Python 3.9, numpy and the runtimes of the files. docs/bench_runner.md describes both files; RESULT.json is
+Needs Python 3.9, numpy and the runtimes of the files. docs/bench_protocol.md describes both files; RESULT.json is
 replaced as a whole every few seconds, so that what was measured before a crash is still there. What is being done is
 written to standard output ("load 3"), so that a crash of native code can be blamed on a file.
 

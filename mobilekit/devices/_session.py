@@ -198,7 +198,7 @@ def assemble(document: bytes | None, request: BenchRequest, hashes: dict[str, st
         if max(indices, default=0) >= len(request.models):
             raise BadInputError("the measuring program's answer is of a model that it was not asked for")
     except BadInputError as error:
-        remedy = "run the measurement again; with a --runner of your own, check it against docs/bench_runner.md"
+        remedy = "run the measurement again; with a --runner of your own, check it against docs/bench_protocol.md"
         return BenchResult(measurements=(), failures=(_unmeasured(device.name, Trouble(str(error), remedy)),))
     failures = tuple(
         Failure(stage=f.stage, subject=request.models[f.index].name, message=f.message, remedy=f.remedy)

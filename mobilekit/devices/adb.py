@@ -25,7 +25,7 @@ MACHINES = {
 }
 """e_machine of an ELF file -> its name, and what `uname -m` says where it runs (ELF specification, gABI 4.1)."""
 GIVE_RUNNER = (
-    "give a measuring program for its processor ({}) with --runner, as docs/bench_runner.md describes, "
+    "give a measuring program for its processor ({}) with --runner, as docs/bench_protocol.md describes, "
     "or put a python3 with numpy and the runtimes on its PATH"
 )
 
