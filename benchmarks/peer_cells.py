@@ -21,7 +21,7 @@ from mobilekit import profiles, registry
 from mobilekit.errors import UnsupportedError
 from mobilekit.evaluate import use_quicker_threads
 from mobilekit.pipeline import Listener, Request, run
-from mobilekit.pipeline.pricing import host_profile
+from mobilekit.pipeline.pricing import measured_profile
 from mobilekit.types import Budget, Candidate, Precision
 from mobilekit.workloads import fashion_mnist
 
@@ -141,7 +141,9 @@ class Search:
 
     def run(self) -> Row:
         """Bisection, on finer grids of widths where the runtime's own multiple does not come close."""
-        entry = host_profile(profiles.load("host"), lambda *_: None)[0].runtime(self.cell.runtime)
+        entry = measured_profile(registry.device("host"), profiles.load("host"), lambda *_: None)[0].runtime(
+            self.cell.runtime
+        )
         assert entry is not None
         multiple = entry.channel_multiple
         best: Tried | None = self._at(PARTS, multiple)

@@ -19,7 +19,7 @@ from mobilekit.cost.measure import in_precision
 from mobilekit.cost.price import latencies_ms, latency_ms
 from mobilekit.errors import UnsupportedError
 from mobilekit.network import shrink
-from mobilekit.pipeline.pricing import host_profile
+from mobilekit.pipeline.pricing import measured_profile
 from mobilekit.runtimes._job import quiet
 from mobilekit.types import Candidate, DeviceProfile, Network, Option, Precision
 from mobilekit.workloads import fashion_mnist
@@ -169,7 +169,7 @@ class NetAdapt:
 
     def run(self, start: Candidate) -> Candidate:
         """The adapted network before its long training. Raises UnsupportedError where it cannot become fast enough."""
-        profile = host_profile(profiles.load("host"), lambda *_: None)[0]
+        profile = measured_profile(registry.device("host"), profiles.load("host"), lambda *_: None)[0]
         ratio = first = self.timed(start.module)
         self.history.append({"ratio": ratio})
         judged = [batch for batch, _ in zip(fashion_mnist.train_data(seed=77), range(16), strict=False)]

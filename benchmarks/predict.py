@@ -223,9 +223,9 @@ def _priced(name: str) -> DeviceProfile:
     """The profile; the host's is measured now where it was not before."""
     known = profiles.load(name)
     if known.kind == "host" and not known.tables:
-        from mobilekit.pipeline.pricing import host_profile
+        from mobilekit.pipeline.pricing import measured_profile
 
-        known, _ = host_profile(known, lambda _stage, _fraction: None)
+        known, _ = measured_profile(registry.device("host"), known, lambda _stage, _fraction: None)
     return known
 
 

@@ -49,7 +49,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setattr(peer_cells, "start_of", lambda _: start)
     monkeypatch.setattr(peer_cells, "original", lambda *_: tmp_path)
     monkeypatch.setattr(peer_cells, "untrained_ratio", ratio)
-    monkeypatch.setattr(peer_cells, "host_profile", lambda template, _: (template, []))
+    monkeypatch.setattr(peer_cells, "measured_profile", lambda _device, template, _: (template, []))
     return asked
 
 

@@ -13,7 +13,6 @@ from packaging.specifiers import SpecifierSet
 
 import mobilekit
 from mobilekit import registry
-from mobilekit.devices import emulated_arm64
 from mobilekit.errors import MobilekitError, first_line, one_line
 from mobilekit.interfaces import Device, Progress
 from mobilekit.pipeline.advice import advice
@@ -51,6 +50,8 @@ def examine(asked: Sequence[str] = ()) -> Health:
 
 def install_emulator(progress: Progress) -> None:
     """Install what `--device emulated-arm64` needs. Raises MobilekitError where that cannot be done here."""
+    from mobilekit.devices import emulated_arm64
+
     emulated_arm64.install(progress)
 
 

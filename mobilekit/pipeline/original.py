@@ -87,18 +87,18 @@ def priced(run: Run) -> Run:
 def met(run: Run, *, dry: bool) -> DeviceInfo | None:
     """What the device is, asked before anything else, so that one out of reach is noticed at once.
 
-    A dry run measures nothing: it goes on without an answer. Raises MobilekitError where the device does not answer,
-    and BadInputError for an emulator, whose times are no latency.
+    A dry run measures nothing: it goes on without an answer. A resumed one takes what it was told. Raises
+    MobilekitError where the device does not answer, and BadInputError for an emulator, whose times are no latency.
     """
     device = run.job.device
     if device is None:
         return None
-    try:
-        info = device.info()
-    except MobilekitError:
-        if dry:
+    if dry:
+        try:
+            return device.info()
+        except MobilekitError:
             return None
-        raise
+    info = run.stages.run("device", DeviceInfo, device.info)
     if info.origin == "emulator":
         raise BadInputError(
             f"'{device.name}' is an emulator, whose times are no latency: plan with a device, or give it to --devices"
