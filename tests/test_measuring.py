@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,7 @@ from mobilekit.bench import golden
 from mobilekit.devices.host import Host
 from mobilekit.errors import BadInputError
 from mobilekit.pipeline import Timing, measure_files
-from mobilekit.types import BenchRequest, BenchResult, ExportOptions, Measurement, Precision, TensorData
+from mobilekit.types import BenchRequest, BenchResult, ExportOptions, Failure, Measurement, Precision, TensorData
 
 Answer = Callable[[BenchRequest], BenchResult]
 
@@ -442,3 +447,72 @@ def test_wrong_outputs_are_exit_code_1(exported: Path, tmp_path: Path, capsys: p
     assert "the manifest allows 1e-12" in capsys.readouterr().err
     with pytest.raises(BadInputError, match="any, big or little"):
         app(["measure", str(file), "--cores", "huge"], standalone_mode=False)
+
+
+# ---------------------------------------------------------------- several devices
+
+
+class Second(Host):
+    """This machine once more, under another name."""
+
+    name = "second"
+
+
+def test_a_device_on_which_nothing_was_measured_is_no_success(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking(monkeypatch)
+    failure = Failure(stage="measure", subject="second", message="it is gone", remedy="look for it")
+    lost = BenchResult(measurements=(), failures=(failure,))
+    assert measure_files([three], [Host(), Second()]).sound
+    monkeypatch.setattr(Second, "run", lambda device, request: lost)
+    found = measure_files([three], [Host(), Second()])
+    assert len(found.measurements) == 3
+    assert (found.silent, found.sound) == (["second"], False)
+
+
+def test_interrupt_ends_all_devices(exported: Path) -> None:
+    at_work: list[Path] = []
+
+    def children() -> list[Path]:
+        lines = {folder: folder / "cmdline" for folder in Path("/proc").glob("[0-9]*")}
+        found = []
+        for folder, line in lines.items():
+            with contextlib.suppress(OSError):
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(os.getpid()) and b"_runner.py" in line.read_bytes():
+                    found.append(folder)
+        return found
+
+    def interrupt() -> None:
+        while len(children()) < 2:
+            time.sleep(0.02)
+        at_work.extend(children())
+        time.sleep(0.3)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    # what a shell starts in the background ignores the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    begin = time.monotonic()
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            measure_files([exported], [Host(), Second()], Timing(mlperf=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - begin < 50, "rounds go on for a minute"
+    assert len(at_work) == 2
+    assert children() == []
+
+
+def test_a_manifest_with_a_type_that_there_is_not(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    text = (folder / manifest.NAME).read_text(encoding="utf-8")
+    (folder / manifest.NAME).write_text(
+        text.replace('"dtype": "float32",\n          "layout": "N', '"dtype": "banana",\n          "layout": "N')
+    )
+    found = measure_files([folder], [Host()], Timing(runs=3))
+    assert found.measurements
+    assert {failure.stage for failure in found.failures} == {"parity"}
+    assert "banana" in found.failures[0].message
+    assert not found.sound

@@ -117,9 +117,14 @@ def excess(vectors: Vectors, parity: Parity) -> str | None:
 
 
 def to_file(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Golden inputs (N, ...) as a file takes them: its layout, its quantised type."""
+    """Golden inputs (N, ...) as a file takes them: its layout, its quantised type. Raises BadInputError for no type."""
     laid = values.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else values
-    dtype = np.dtype(spec.dtype)
+    try:
+        dtype = np.dtype(spec.dtype)
+    except TypeError as error:
+        raise BadInputError(
+            f"the manifest says that {spec.name} is of a type that there is not: {documents.short(spec.dtype)}"
+        ) from error
     if spec.scale is not None:
         limits = np.iinfo(dtype)
         laid = np.clip(np.round(laid / spec.scale) + (spec.zero_point or 0), limits.min, limits.max)

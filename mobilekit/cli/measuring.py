@@ -39,7 +39,7 @@ def measure(  # noqa: PLR0913, PLR0917 -- the options are the contract
     ] = None,
     runner: Runner = None,
     wheels: Wheels = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")] = 1,
     runs: Annotated[
         int | None, typer.Option("--runs", min=1, help="Most rounds [default: at least 50, and 5 s].")
     ] = None,
@@ -69,7 +69,7 @@ def measure(  # noqa: PLR0913, PLR0917 -- the options are the contract
 
     from mobilekit import pipeline, registry
 
-    specs = listed(devices) or (device or "host",)
+    specs = listed(devices) or ("host" if device is None else device,)
     chosen = registry.devices(specs, device_settings(runner, wheels))
     timing = pipeline.Timing(
         threads, runs, mlperf, repeat, CORES[cores], cool_to, one_by_one, baseline, parity

@@ -29,7 +29,8 @@ Devices = Annotated[
     str | None, typer.Option("--devices", help="More devices, commas between: they measure the final files.")
 ]
 CoolTo = Annotated[
-    float | None, typer.Option("--cool-to", metavar="C", help="First wait until it is no hotter, at most 5 min.")
+    float | None,
+    typer.Option("--cool-to", metavar="C", min=-50, max=150, help="First wait until it is no hotter, at most 5 min."),
 ]
 Runner = Annotated[
     str | None, typer.Option("--runner", help="Program that measures on the device, in place of mobilekit's script.")
@@ -65,8 +66,11 @@ def device_settings(runner: str | None, wheels: str | None) -> DeviceSettings:
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """What stands between the commas."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    """The devices between the commas. Raises BadInputError where an option was given and names none."""
+    found = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not found:
+        raise BadInputError("--devices names no device: give some, with commas between, or leave it out")
+    return found
 
 
 def documents() -> Console:

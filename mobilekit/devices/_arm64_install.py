@@ -71,7 +71,7 @@ def install(progress: Progress) -> None:
         progress(f"emulator: {_arm64_root.folder()} is there ({_words(found)})", 1.0)
         return
     if not sys.platform.startswith("linux"):
-        raise UnsupportedError(_arm64_root.missing() or "")
+        raise UnsupportedError(": ".join(_arm64_root.missing() or ()))
     start = time.monotonic()
     place = _arm64_root.folder()
     progress("emulator: Debian packages", 0.0)

@@ -73,18 +73,17 @@ def qemu_version(program: str) -> str:
     return f"{Path(program).name} {said.rpartition(' version ')[2].strip()}" if done.returncode == 0 else ""
 
 
-def missing() -> str | None:
-    """Why no program can be started in it, in one sentence with the command that helps; None where nothing is
-    missing."""
+def missing() -> tuple[str, str] | None:
+    """Why no program can be started in it, and the command that helps; None where nothing is missing."""
     if not sys.platform.startswith("linux"):
-        return "Arm is emulated by QEMU's user mode, which needs Linux: measure on a Debian machine"
+        return "Arm is emulated by QEMU's user mode, which needs Linux", "measure on a Debian machine"
     found, program = installed(), qemu()
     if found is None:
-        return f"the emulated Arm machine is not installed: {COMMAND}"
+        return "the emulated Arm machine is not installed", COMMAND
     if program is None:
-        return f"{QEMU[0]} is not installed: {COMMAND}"
+        return f"{QEMU[0]} is not installed", COMMAND
     if qemu_version(program) != found.qemu:
-        return f"QEMU is another one than when the emulated Arm machine was installed: {COMMAND}"
+        return "QEMU is another one than when the emulated Arm machine was installed", COMMAND
     return None
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -25,6 +26,7 @@ CONNECT_SECONDS = 10.0
 LOGIN_SECONDS = 20.0
 KEEPALIVE_SECONDS, KEEPALIVES = 5.0, 3
 """A peer that is silent for so long, so many times in turn, is lost."""
+WAKE_SECONDS = 0.2
 END_SECONDS = 5.0
 """In which a process that was told to end does so."""
 MOST_OUTPUT = 4 * 2**20
@@ -53,6 +55,8 @@ class Background:
 
         future = asyncio.run_coroutine_threadsafe(watched(), self.loop)
         try:
+            while not futures.wait([future], WAKE_SECONDS).done:
+                pass  # Ctrl-C reaches a thread beside the main one only when it wakes
             return future.result()
         except BaseException:
             future.cancel()

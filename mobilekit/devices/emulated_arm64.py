@@ -55,7 +55,8 @@ class EmulatedArm64:
     @classmethod
     def unavailable(cls) -> str | None:
         """Why it cannot be started, with the command that installs it."""
-        return _arm64_root.missing()
+        lacking = _arm64_root.missing()
+        return None if lacking is None else ": ".join(lacking)
 
     def info(self) -> DeviceInfo:
         """What is emulated. Raises DeviceError where it is not installed."""
@@ -92,8 +93,8 @@ def _found() -> _arm64_root.Installed:
     """What is installed. Raises DeviceError where something is missing."""
     reason, found = _arm64_root.missing(), _arm64_root.installed()
     if reason is not None or found is None:
-        message = reason or "the emulated Arm machine is gone"
-        raise _session.DeviceError(_session.Trouble(message, _arm64_root.COMMAND))
+        gone = ("the emulated Arm machine is gone", _arm64_root.COMMAND)
+        raise _session.DeviceError(_session.Trouble(*(reason or gone)))
     return found
 
 

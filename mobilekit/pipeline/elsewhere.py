@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from mobilekit.errors import MobilekitError, StorageError
 from mobilekit.interfaces import Device
 from mobilekit.pipeline.run import Recorded, Run
 from mobilekit.pipeline.shipping import FinalRuns, Shipped, compared_files, measured_files, result_of
+from mobilekit.pipeline.together import on_each
 from mobilekit.types import DeviceInfo, ExportedModel, Value
 
 
@@ -32,8 +32,7 @@ def measure_elsewhere(run: Run, shipped: list[Shipped]) -> list[FurtherRuns]:
     """
     if not run.job.others or not shipped:
         return []
-    with ThreadPoolExecutor(max_workers=len(run.job.others)) as pool:
-        found = list(pool.map(lambda device: _measure_on(run, device, shipped), run.job.others))
+    found = on_each(run.job.others, lambda device: _measure_on(run, device, shipped))
     return [one for one in found if one is not None]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mobilekit import bench, registry
 from mobilekit.bench import golden
 from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.interfaces import Device
+from mobilekit.pipeline.together import on_each
 from mobilekit.stats import spread
 from mobilekit.types import BenchModel, BenchResult, BenchWarning, Cores, Failure, Measurement, Value
 
@@ -107,11 +107,14 @@ class Measured:
     warnings: list[BenchWarning] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     repeats: list[Repeated] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    """Names of the devices on which nothing was measured."""
 
     @property
     def sound(self) -> bool:
-        """Whether something was measured, and no outputs were wrong."""
-        return bool(self.measurements) and not any(failure.stage == PARITY for failure in self.failures)
+        """Whether something was measured on every device, and no outputs were wrong."""
+        wrong = any(failure.stage == PARITY for failure in self.failures)
+        return bool(self.measurements) and not self.silent and not wrong
 
 
 def measure_files(paths: Sequence[Path], devices: Sequence[Device], timing: Timing | None = None) -> Measured:
@@ -131,13 +134,12 @@ def measure_files(paths: Sequence[Path], devices: Sequence[Device], timing: Timi
         with tempfile.TemporaryDirectory(prefix="mobilekit-") as folder:
             return _Job(device, timing, Path(folder)).carried_out(models)
 
-    if len(devices) == 1:  # in this thread, where Ctrl-C arrives
-        return on(devices[0])
     together = Measured()
-    with ThreadPoolExecutor(max_workers=len(devices)) as pool:
-        for found in pool.map(on, devices):
-            for part in fields(Measured):
-                getattr(together, part.name).extend(getattr(found, part.name))
+    for device, found in zip(devices, on_each(devices, on), strict=True):
+        if not found.measurements:
+            together.silent.append(device.name)
+        for part in fields(Measured):
+            getattr(together, part.name).extend(getattr(found, part.name))
     return together
 
 

@@ -89,9 +89,9 @@ def open_job(request: Request) -> Job:
     reason = runtime.unavailable()
     if reason:
         raise BadInputError(reason)
-    spec = request.device or ("host" if profile.kind == "host" else None)
-    found = registry.devices((*([spec] if spec else ()), *request.devices), request.settings)
-    main = [found.pop(0)] if spec else []
+    spec = request.device if request.device is not None else ("host" if profile.kind == "host" else None)
+    found = registry.devices((*([] if spec is None else [spec]), *request.devices), request.settings)
+    main = [] if spec is None else [found.pop(0)]
     return Job(
         request=replace(request, runtime=name, device=spec),
         workload=load(request.workload, request.seed),
