@@ -327,8 +327,8 @@ there, "again" whether the same device measured afterwards.
 
 """
 TAIL = """
-A folder that a killed command left on a device is removed by the first measurement there that finds it a day old; on this
-machine it is a `mobilekit-*` in the temporary folder, which the system clears.
+A folder that a killed command left on a device is removed by the first measurement there that finds it a day old; on
+this machine it is a `mobilekit-*` in the temporary folder, which the system clears.
 Stages of `mobilekit plan` that were finished before a fault are kept, and `--resume` goes on from them
 (`tests/test_pipeline.py` kills runs at every stage).
 """
