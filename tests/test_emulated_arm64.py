@@ -475,3 +475,10 @@ def test_measure_shows_no_latency(
         assert measurement["parity"]["samples"] > 1  # golden inputs beside the file: against PyTorch
         assert measurement["beside_host"]["samples"] == measurement["parity"]["samples"]
         assert re.match(r"Cortex-A76, emulated by qemu-aarch64 \d", measurement["compute_unit"])
+
+
+def test_the_command_that_installs_it_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILEKIT_CACHE", str(tmp_path))
+    with pytest.raises(MobilekitError) as refused:
+        EmulatedArm64().info()
+    assert str(refused.value).count("--install-emulator") == 1
