@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from test_devices import write_onnx
 
 from conftest import TINY, quick_command
 from mobilekit import cli, profiles
@@ -489,3 +493,20 @@ def test_formats_that_cannot_be_written_do_not_stop_the_others(run: Cli) -> None
     assert [model["runtime"] for model in document["models"]] == ["coreml"]
     assert [failure["subject"] for failure in document["failures"]] == ["onnx fp16"]
     assert "onnx files are written in fp32, int8, not in fp16" in done.err
+
+
+def test_ctrl_c_is_one_sentence(tmp_path: Path) -> None:
+    write_onnx(tmp_path / "net.onnx")
+    command = [sys.executable, "-m", "mobilekit", "measure", str(tmp_path / "net.onnx"), "--mlperf"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("mobilekit-*/stdout")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"stopped" in err
+    assert err.count(b"\n") == 1
+    assert not list(tmp_path.glob("mobilekit-*"))

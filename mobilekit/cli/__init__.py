@@ -14,6 +14,8 @@ from mobilekit.errors import MobilekitError
 
 __all__ = ["app", "main"]
 
+STOPPED = 130
+
 app.command()(doctor.doctor)
 app.command()(packing.pack)
 app.command()(packing.unpack)
@@ -27,7 +29,10 @@ def main() -> None:
     # torch's idle threads spin by default, which slows down whatever else the machine does, the other threads included
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == STOPPED:  # typer's answer to Ctrl-C in a command
+            raise KeyboardInterrupt
+        sys.exit(code)
     except MobilekitError as error:
         errors.print(f"mobilekit: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
@@ -37,8 +42,8 @@ def main() -> None:
             errors.print(said, style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("mobilekit: stopped; --resume goes on from the last finished stage", style="red")
-        sys.exit(130)
+        errors.print("mobilekit: stopped; a plan goes on from its last finished stage with --resume", style="red")
+        sys.exit(STOPPED)
     except Exception as error:
         if os.environ.get("MOBILEKIT_TRACEBACK"):
             raise

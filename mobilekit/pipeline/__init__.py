@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mobilekit import exportable, registry
 from mobilekit.cost.published import Selection
-from mobilekit.errors import MobilekitError
+from mobilekit.errors import BadInputError, MobilekitError
 from mobilekit.pipeline import exporting, summary
 from mobilekit.pipeline.comparing import compare_results
 from mobilekit.pipeline.exporting import Order, export_workload
@@ -152,7 +152,7 @@ def export(  # noqa: PLR0913 -- the keywords are the contract
 
 
 def measure(path: str | Path, device: str = "host", *, threads: int = 1, runs: int | None = None) -> Measurement:
-    """Time one model file on a device. Raises MobilekitError where it does not run there.
+    """Time one model file on a device. Raises MobilekitError where it does not run there, or computes something else.
 
     Where a manifest lies beside the file, its outputs on the device are compared with the golden ones: `parity`.
 
@@ -160,8 +160,10 @@ def measure(path: str | Path, device: str = "host", *, threads: int = 1, runs: i
     >>> mk.measure(model_file, device="host", runs=10).median_ms > 0
     True
     """
+    if Path(path).is_dir() and Path(path).suffix != ".mlpackage":
+        raise BadInputError(f"'{path}' is a folder: give one model file")
     found = measure_files([Path(path)], [registry.device(device)], Timing(threads=threads, runs=runs))
-    if not found.measurements:
+    if not found.sound:
         failure = found.failures[0]
         raise MobilekitError(f"{path} could not be measured: {failure.message}; {failure.remedy}")
     return found.measurements[0]
