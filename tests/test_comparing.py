@@ -16,7 +16,7 @@ from mobilekit import registry
 from mobilekit.errors import BadInputError
 from mobilekit.pipeline import compare_results
 from mobilekit.significance import autocorrelation_time, block_medians, judge
-from mobilekit.types import Cluster, ComparedPair, Measurement, Report
+from mobilekit.types import Budget, Cluster, ComparedPair, Measurement, Report
 
 
 def session(
@@ -303,3 +303,19 @@ def test_a_report_that_names_missing_lines_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"line 2 of measurements\.jsonl, which is not there"):
         compare_results(path, path)
     assert Report.model_validate_json((path / "report.json").read_text())
+
+
+def test_a_device_of_one_result_only_is_no_condition_that_differs(tmp_path: Path) -> None:
+    other = sample_report().device_info
+    assert other is not None
+    generator = np.random.default_rng(5)
+    first = folder(tmp_path / "a", generator)
+    second = folder(tmp_path / "b", generator, device_info=other.model_copy(update={"name": "ssh:pi@board"}))
+    assert not [row for row in compare_results(first, second).conditions if " of ssh:pi@board" in row.what]
+
+
+def test_a_limit_of_memory_is_said(tmp_path: Path) -> None:
+    generator = np.random.default_rng(6)
+    budget = Budget(peak_memory_mb=12)
+    found = compare_results(*(folder(tmp_path / name, generator, budget=budget) for name in ("a", "b")))
+    assert next(row.first for row in found.figures if row.what == "asked") == "12 MB of memory at the peak"

@@ -140,7 +140,7 @@ def test_a_command_that_fails_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MobilekitError, match="No such file"):
         _arm64_install.run([str(tmp_path / "none")], "the root")
     with pytest.raises(MobilekitError, match="more than 0 s"):
-        _arm64_install.run([sys.executable, "-c", "input()"], "the root", seconds=0.01)
+        _arm64_install.run([sys.executable, "-c", "import time; time.sleep(60)"], "the root", seconds=0.01)
 
 
 # ---------------------------------------------------------------- instructions
@@ -482,3 +482,15 @@ def test_the_command_that_installs_it_is_said_once(tmp_path: Path, monkeypatch: 
     with pytest.raises(MobilekitError) as refused:
         EmulatedArm64().info()
     assert str(refused.value).count("--install-emulator") == 1
+
+
+def test_it_runs_one_thread_whatever_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[BenchRequest] = []
+
+    def run(asked: BenchRequest, *_: object) -> BenchResult:
+        seen.append(asked)
+        return BenchResult(measurements=(), failures=())
+
+    monkeypatch.setattr("mobilekit.devices._session.run", run)
+    EmulatedArm64().run(request_of(write_onnx(tmp_path / "net.onnx"), threads=4))
+    assert [asked.threads for asked in seen] == [1]  # threads that wait spin: their instructions are not the model's

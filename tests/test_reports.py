@@ -1067,3 +1067,26 @@ def test_other_words() -> None:
 def test_ticks_are_round(top: float, last: float) -> None:
     assert ticks(top)[-1] == pytest.approx(last)
     assert len(ticks(top)) <= 6
+
+
+def test_the_bars_of_devices_are_headed_by_what_they_are() -> None:
+    lines = markdown(sample_report(devices=devices())).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("**Latency before and after on each device"))
+    assert lines[at + 2].startswith("| Device |")
+
+
+def test_the_result_is_predicted_as_its_round_was() -> None:
+    """The profile's price of the original may be far from what the rounds took: one column has one meaning."""
+    report = sample_report()
+    last = report.rounds[-1].model_copy(update={"predicted_ratio": 3.21, "accepted": True, "options": len(report.plan)})
+    far = report.predicted_baseline_ms.model_copy(update={"value": 10 * report.predicted_baseline_ms.value})
+    changed = report.model_copy(update={"rounds": (*report.rounds[:-1], last), "predicted_baseline_ms": far})
+    lines = markdown(changed).splitlines()
+    line = next(row for row in lines if row.startswith("| Result |"))
+    assert "| 3.21 |" in line
+
+
+def test_a_stage_of_no_time_has_no_long_figure() -> None:
+    stage = sample_report().stages[0].model_copy(update={"seconds": 0.0000107})
+    text = markdown(sample_report(stages=(stage,)))
+    assert "under 0.01 s" in text

@@ -22,8 +22,10 @@ TIMELESS: dict[str, Any] = {
 ASKED: dict[str, Any] = {
     "cores": "any", "warmup": 0, "warm_until_stable": False, "runs": 1, "least_runs": 0, "least_seconds": 0.0,
     "cool_to_c": None, "cool_seconds": 0.0, "return_outputs": True, "reference": False, "per_operator": False,
+    "threads": 1,
 }  # fmt: skip
-"""One run, and the outputs: more runs would be the same again."""
+"""One run, and the outputs: more runs would be the same again. One thread, as there is one core: threads that wait for
+others spin, and their instructions would be counted as the model's."""
 
 
 def install(progress: Callable[[str, float], None]) -> None:

@@ -67,15 +67,22 @@ def _not_shown(test: RatioTest) -> str:
 
 def compared_surroundings(a: Report | None, b: Report | None) -> tuple[Difference, ...]:
     """How the devices of two reports differ, and the clock that was judged by."""
-    return tuple(_apart(_surroundings(a), _surroundings(b))) if a and b else ()
+    if a is None or b is None:
+        return ()
+    first, second = _infos(a), _infos(b)
+    shared = [name for name in first if name in second]  # one that only one of them knows differs in nothing
+    return tuple(_apart(_surroundings(a, first, shared), _surroundings(b, second, shared)))
 
 
-def _surroundings(report: Report) -> Told:
+def _infos(report: Report) -> dict[str, DeviceInfo]:
+    infos = (report.device_info, *(row.info for row in report.devices))
+    return {info.name: info for info in infos if info is not None}
+
+
+def _surroundings(report: Report, infos: dict[str, DeviceInfo], shared: list[str]) -> Told:
     told: Told = {"clock": report.budget.clock, "profile": report.profile}
-    infos = [report.device_info, *(row.info for row in report.devices)]
-    for info in infos:
-        if info is not None:
-            told |= {f"{what} of {info.name}": value for what, value in _of_device(info).items()}
+    for name in shared:
+        told |= {f"{what} of {name}": value for what, value in _of_device(infos[name]).items()}
     return told
 
 
@@ -101,6 +108,7 @@ def compared_figures(a: Report | None, b: Report | None) -> tuple[Difference, ..
 def _figures(report: Report) -> Told:
     before, after, budget = report.baseline, report.result, report.budget
     asked = {"latency_ms": "ms", "speedup": "times faster", "size_mb": "MB", "max_drop": "points"}
+    asked |= {"peak_memory_mb": "MB of memory at the peak"}
     limits = [f"{getattr(budget, name):g} {unit}" for name, unit in asked.items() if getattr(budget, name) is not None]
     return {
         "workload": report.workload,

@@ -107,6 +107,8 @@ class Bars:
     bars: tuple[Bar, ...]
     unit: str
     note: str = ""
+    head: str = "Operator"
+    """What a bar stands for."""
 
     @property
     def sides(self) -> tuple[bool, bool]:

@@ -29,7 +29,11 @@ def devices(report: Report) -> Section:
         *("Sessions", "Origin", "Processor"),
     )
     bars = tuple(Bar(row.device, row.baseline_ms, row.result_ms) for row in rows if row.result_ms is not None)
-    drawn = [Bars("Latency before and after on each device, measured", "measured", bars, "ms")] if bars else []
+    drawn = (
+        [Bars("Latency before and after on each device, measured", "measured", bars, "ms", head="Device")]
+        if bars
+        else []
+    )
     told = table(heads, [_row(row) for row in rows], key="not known")
     return Section("devices", "On every device", (Text(EXPLAINED, "quiet"), told, *drawn))
 

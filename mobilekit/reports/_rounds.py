@@ -52,7 +52,10 @@ def _result(report: Report) -> tuple[Cell, ...]:
     """The files as they were shipped, after any training, beside the last prediction."""
     after = report.result.latency_ms
     last = report.predicted_latency_ms.value
-    ratio = report.predicted_baseline_ms.value / last if last else None
+    of_rounds = [r.predicted_ratio for r in report.rounds if r.accepted and r.options == len(report.plan)]
+    ratio = of_rounds[-1] if of_rounds else None
+    if not report.rounds and last:
+        ratio = report.predicted_baseline_ms.value / last
     return (
         Cell("Result"),
         num(str(len(report.plan))),

@@ -222,4 +222,4 @@ def _shares(report: Report) -> list[Bars]:
     )
     bars = tuple(Bar(name, 100.0, 100 * y / x) for name, x, y in pairs if x and y is not None)
     caption = "What is left of the original, in percent (measured and counted)"
-    return [Bars(caption, "measured", bars, "%")] if bars else []
+    return [Bars(caption, "measured", bars, "%", head="Quantity")] if bars else []

@@ -86,6 +86,8 @@ def count_of(value: int) -> str:
 
 def seconds(value: float) -> str:
     """A duration."""
+    if 0 < value < 0.01:
+        return "under 0.01 s"
     if value < 60:
         return f"{number(value)} s"
     minutes, rest = divmod(round(value), 60)

@@ -135,7 +135,7 @@ def _bars(figure: Bars) -> Table:
         values = (_num(shown(value)) for value in (bar.before, bar.after))
         rows.append((Cell(bar.label), *values, Cell("█" * full + "░" * pale)))
     unit = f"{figure.unit}, {figure.basis}" if figure.unit != "%" else "%"
-    name = "Operator" if figure.unit == "ms" else "Quantity"
+    name = figure.head
     heads = (name, f"Before ({unit})", f"After ({unit})", "█ after, ░ before")
     caption = f"{figure.caption}. {figure.note}" if figure.note else figure.caption
     return _as_table(heads, rows, caption, "none" if all(figure.sides) else f"not {figure.basis}")
